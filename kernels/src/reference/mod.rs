@@ -1,0 +1,1 @@
+//! Plain scalar operations: the oracle of every test.
