@@ -1,0 +1,416 @@
+//! Command-line arguments. Defaults are written here once; a flag's help prints them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Serves large language models with prefill and decode on different workers.
+#[derive(Parser)]
+#[command(name = "baton", version, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Log lines for people or for machines, on standard error
+    #[arg(long, global = true, env = "BATON_LOG_FORMAT", default_value = "text", value_enum)]
+    pub(crate) log_format: bootstrap::logging::Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Local cluster: router, prefill and decode workers as child processes, restarted when they die
+    Up(UpArgs),
+    /// The same API in one process, without a split: the reference deployment
+    Single(SingleArgs),
+    /// Start a cluster, ask one question, show the answer and its timeline, keep serving
+    Demo(DemoArgs),
+    /// One router
+    Router(RouterArgs),
+    /// One prefill worker
+    Prefill(WorkerArgs),
+    /// One decode worker
+    Decode(WorkerArgs),
+    /// The in-memory registry, served over etcd's wire
+    Registry(RegistryArgs),
+    /// Chat with a running cluster
+    Chat(ChatArgs),
+    /// Show a running cluster
+    Status(StatusArgs),
+    /// Check this machine: processor, memory, ports, model
+    Doctor(DoctorArgs),
+    /// Fetch a model by its short name
+    Pull(PullArgs),
+    /// Write the logits of token ids to a safetensors file
+    Logits(LogitsArgs),
+    /// Continue token ids greedily, without a server
+    Generate(GenerateArgs),
+    /// Perplexity of token ids
+    Perplexity(PerplexityArgs),
+}
+
+/// Which engine computes.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum EngineKind {
+    /// This machine's processor
+    Cpu,
+    /// No weights: the next token is a keyed hash of all previous ones
+    Sim,
+}
+
+/// How products are computed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum ComputeKind {
+    /// Float32 from the stored weights
+    F32,
+    /// The fastest path within the quality bars
+    Auto,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct ModelArgs {
+    /// A directory in Hugging Face layout, a .gguf file, or a name known to `baton pull`
+    #[arg(long)]
+    pub(crate) model: String,
+    /// Name that clients use [default: the file's or directory's name]
+    #[arg(long)]
+    pub(crate) served_model_name: Option<String>,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct EngineArgs {
+    /// Which engine computes
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) engine: EngineKind,
+    /// How products are computed
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) compute: ComputeKind,
+    /// Threads of each worker's engine [default: the machine's cores divided among the workers]
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Blocks in each worker's KV pool; memory is touched as blocks are first used
+    #[arg(long, default_value_t = 2048)]
+    pub(crate) kv_blocks: usize,
+    /// Tokens of prompts and running sequences computed in one step
+    #[arg(long, default_value_t = 256)]
+    pub(crate) step_tokens: usize,
+    /// Sequences that run at the same time
+    #[arg(long, default_value_t = 64)]
+    pub(crate) max_running: usize,
+    /// Sim engine: how much faster than the modelled machine; `inf` takes no time at all
+    #[arg(long, default_value = "1")]
+    pub(crate) sim_speedup: SpeedupArg,
+    /// KV transfer checksums
+    #[arg(long, value_enum, default_value = "on")]
+    pub(crate) kv_checksum: Switch,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+/// A positive factor or `inf`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct SpeedupArg(pub(crate) f64);
+
+impl std::str::FromStr for SpeedupArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.parse::<f64>() {
+            Ok(factor) if factor > 0.0 => Ok(Self(factor)),
+            _ => Err("must be a number above 0, or `inf`".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for SpeedupArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Prefill workers; 0: decode workers prefill by themselves
+    #[arg(long, default_value_t = 1)]
+    pub(crate) prefill: usize,
+    /// Decode workers
+    #[arg(long, default_value_t = 1)]
+    pub(crate) decode: usize,
+    /// Routers; the first one listens on the given addresses
+    #[arg(long, default_value_t = 1)]
+    pub(crate) routers: usize,
+    /// The first router's HTTP address
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    pub(crate) http: SocketAddr,
+    /// The first router's gRPC address
+    #[arg(long, default_value = "127.0.0.1:50051")]
+    pub(crate) grpc: SocketAddr,
+    /// The first router's admin address
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub(crate) admin: SocketAddr,
+    /// `memory`, or etcd://host:port[,host:port]
+    #[arg(long, default_value = "memory")]
+    pub(crate) registry: String,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct SingleArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// HTTP address
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    pub(crate) http: SocketAddr,
+    /// gRPC address
+    #[arg(long, default_value = "127.0.0.1:50051")]
+    pub(crate) grpc: SocketAddr,
+    /// Admin address
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub(crate) admin: SocketAddr,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct DemoArgs {
+    /// Stop after the answer
+    #[arg(long)]
+    pub(crate) exit: bool,
+    /// What to ask
+    #[arg(long, default_value = "What is the capital of France?")]
+    pub(crate) question: String,
+    /// A directory, a .gguf file, or a name known to `baton pull`
+    #[arg(long, default_value = crate::model::DEMO)]
+    pub(crate) model: String,
+    /// HTTP address; 8000 unless taken
+    #[arg(long)]
+    pub(crate) http: Option<SocketAddr>,
+    /// gRPC address; 50051 unless taken
+    #[arg(long)]
+    pub(crate) grpc: Option<SocketAddr>,
+}
+
+/// What every role process takes.
+#[derive(Args, Clone)]
+pub(crate) struct ProcessArgs {
+    /// TOML file with this role's settings; flags win over it
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Name in the cluster [default: role and a random suffix]
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// etcd://host:port[,host:port]
+    #[arg(long, env = "BATON_REGISTRY")]
+    pub(crate) registry: String,
+    /// Stop when standard input closes: set by a supervising parent
+    #[arg(long, hide = true)]
+    pub(crate) exit_on_stdin_eof: bool,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct RouterArgs {
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// HTTP address
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    pub(crate) http: SocketAddr,
+    /// gRPC address
+    #[arg(long, default_value = "127.0.0.1:50051")]
+    pub(crate) grpc: SocketAddr,
+    /// Admin address
+    #[arg(long, default_value = "127.0.0.1:9090")]
+    pub(crate) admin: SocketAddr,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct WorkerArgs {
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Control-plane address
+    #[arg(long, default_value = "127.0.0.1:50051")]
+    pub(crate) grpc: SocketAddr,
+    /// KV data address
+    #[arg(long, default_value = "127.0.0.1:7100")]
+    pub(crate) kv: SocketAddr,
+    /// Admin address
+    #[arg(long, default_value = "127.0.0.1:9090")]
+    pub(crate) admin: SocketAddr,
+    /// host:port that others use for the control plane [default: --grpc]
+    #[arg(long)]
+    pub(crate) grpc_advertise: Option<String>,
+    /// host:port that others use for KV data [default: --kv]
+    #[arg(long)]
+    pub(crate) kv_advertise: Option<String>,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct RegistryArgs {
+    /// Address to serve etcd's v3 wire on
+    #[arg(long, default_value = "127.0.0.1:2379")]
+    pub(crate) listen: SocketAddr,
+    /// Stop when standard input closes: set by a supervising parent
+    #[arg(long, hide = true)]
+    pub(crate) exit_on_stdin_eof: bool,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct ChatArgs {
+    /// What to say; without it, reads lines from standard input
+    pub(crate) message: Option<String>,
+    /// The router's gRPC address
+    #[arg(long, default_value = "127.0.0.1:50051")]
+    pub(crate) grpc: String,
+    /// Print the phases of each answer
+    #[arg(long)]
+    pub(crate) timeline: bool,
+    /// Most tokens of one answer; 0: up to the model's context
+    #[arg(long, default_value_t = 256)]
+    pub(crate) max_tokens: u32,
+    /// 0: greedy
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Seed of the sampling
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// First message of the conversation
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    /// Print one JSON object per answer
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct StatusArgs {
+    /// The router's gRPC address
+    #[arg(long, default_value = "127.0.0.1:50051")]
+    pub(crate) grpc: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct DoctorArgs {
+    /// Also check that this model loads
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Also check that this registry answers
+    #[arg(long)]
+    pub(crate) registry: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct PullArgs {
+    /// Short name of a model; without it, the names that are known
+    pub(crate) name: Option<String>,
+    /// Print only the path
+    #[arg(long)]
+    pub(crate) print_path: bool,
+}
+
+/// What the offline commands share.
+#[derive(Args, Clone)]
+pub(crate) struct OfflineArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// JSON file of token ids
+    #[arg(long)]
+    pub(crate) ids: PathBuf,
+    /// How products are computed
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) compute: ComputeKind,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) device: Device,
+    /// Threads [default: the machine's cores]
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum Device {
+    Cpu,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    pub(crate) offline: OfflineArgs,
+    /// safetensors file to write: `logits.<i>`, float32 [n_tokens, vocab]
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Tokens per step [default: the whole prompt at once]
+    #[arg(long)]
+    pub(crate) chunk: Option<usize>,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) offline: OfflineArgs,
+    /// Most tokens per prompt
+    #[arg(long, default_value_t = 64)]
+    pub(crate) max_tokens: usize,
+    /// Print JSON: {"ids": [[…], …]}
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct PerplexityArgs {
+    #[command(flatten)]
+    pub(crate) offline: OfflineArgs,
+    /// Tokens of one window; its first token is not scored
+    #[arg(long, default_value_t = 512)]
+    pub(crate) window: usize,
+    /// Print JSON: {"nll_per_token", "perplexity", "tokens"}
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Default for EngineArgs {
+    /// The flags' own defaults.
+    fn default() -> Self {
+        #[derive(Parser)]
+        struct Bare {
+            #[command(flatten)]
+            engine: EngineArgs,
+        }
+        Bare::parse_from(["baton"]).engine
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+        assert_eq!(EngineArgs::default().kv_blocks, 2048);
+    }
+
+    #[test]
+    fn speedup_is_positive_or_infinite() {
+        for (text, want) in [("2", Some(2.0)), ("inf", Some(f64::INFINITY)), ("0", None), ("-1", None), ("NaN", None)] {
+            assert_eq!(text.parse::<SpeedupArg>().ok().map(|s| s.0), want, "{text}");
+        }
+    }
+}
