@@ -6,8 +6,17 @@ use types::{SamplingParams, TokenId};
 
 use super::SamplingError;
 
-/// Tokens sorted at first for top-p; doubled until they hold enough mass.
-const TOP_P_SORTED_FIRST: usize = 128;
+/// Tokens ranked at first for top-p; doubled until they hold enough mass.
+const TOP_P_RANKED_FIRST: usize = 128;
+
+/// A token that may still be drawn.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    pub(super) token: TokenId,
+    logit: f32,
+    /// Relative to the most likely token's weight, which is 1.
+    pub(super) weight: f64,
+}
 
 /// The largest logit.
 ///
@@ -28,23 +37,35 @@ pub(super) fn greedy(logits: &[f32]) -> Result<TokenId, SamplingError> {
     Ok(logits.iter().position(|&z| z == max).unwrap_or_default() as TokenId)
 }
 
-/// A token drawn with `uniform` in [0, 1): temperature, top-k, top-p, min-p, then the first token in
-/// order of ids at which the cumulative weight exceeds `uniform` times the sum.
+/// The first token in order of ids at which the cumulative weight of the candidates exceeds `uniform`
+/// (in [0, 1)) times their sum.
 pub(super) fn random(logits: &[f32], params: &SamplingParams, uniform: f64) -> Result<TokenId, SamplingError> {
+    let candidates = candidates(logits, params)?;
+    let target = uniform * total(&candidates);
+    let (mut mass, mut last) = (0.0, 0);
+    for candidate in candidates.iter().filter(|c| c.weight > 0.0) {
+        mass += candidate.weight;
+        last = candidate.token;
+        if mass > target {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+/// What temperature, top-k, top-p and min-p leave, in order of ids; never empty.
+pub(super) fn candidates(logits: &[f32], params: &SamplingParams) -> Result<Vec<Candidate>, SamplingError> {
     let max = f64::from(checked_max(logits)?);
     let temperature = f64::from(params.temperature);
-    let weight = |z: f32| ((f64::from(z) - max) / temperature).exp();
-
-    let mut kept: Vec<Candidate> = match params.top_k as usize {
-        k if k > 0 && k < logits.len() => {
-            let mut all: Vec<Ranked> = ranked(logits).collect();
-            all.select_nth_unstable_by(k - 1, best_first);
-            all.truncate(k);
-            all.sort_unstable_by_key(|r| r.token);
-            all.into_iter().map(|r| Candidate { weight: weight(r.logit), ..r.into() }).collect()
-        }
-        _ => ranked(logits).map(|r| Candidate { weight: weight(r.logit), ..r.into() }).collect(),
-    };
+    let possible = logits.iter().enumerate().filter(|(_, z)| **z > f32::NEG_INFINITY);
+    let mut kept: Vec<_> =
+        possible.map(|(id, &logit)| Candidate { token: id as TokenId, logit, weight: 0.0 }).collect();
+    if params.top_k > 0 && (params.top_k as usize) < kept.len() {
+        top_k(&mut kept, params.top_k as usize);
+    }
+    for candidate in &mut kept {
+        candidate.weight = ((f64::from(candidate.logit) - max) / temperature).exp();
+    }
     if params.top_p < 1.0 {
         top_p(&mut kept, f64::from(params.top_p));
     }
@@ -52,56 +73,28 @@ pub(super) fn random(logits: &[f32], params: &SamplingParams, uniform: f64) -> R
         // The largest weight is 1, so the threshold needs no normalisation.
         kept.retain(|c| c.weight >= f64::from(params.min_p));
     }
-    Ok(at_mass(&kept, uniform))
+    Ok(kept)
 }
 
-#[derive(Clone, Copy)]
-struct Ranked {
-    logit: f32,
-    token: TokenId,
+/// Keeps the `k` most likely, `0 < k < kept.len()`.
+fn top_k(kept: &mut Vec<Candidate>, k: usize) {
+    kept.select_nth_unstable_by(k - 1, by_rank);
+    kept.truncate(k);
+    kept.sort_unstable_by_key(|c| c.token);
 }
 
-#[derive(Clone, Copy)]
-struct Candidate {
-    /// Relative to the most likely token's, which has 1.
-    weight: f64,
-    logit: f32,
-    token: TokenId,
-}
-
-impl From<Ranked> for Candidate {
-    fn from(r: Ranked) -> Self {
-        Self { weight: 0.0, logit: r.logit, token: r.token }
-    }
-}
-
-/// Possible tokens in order of ids.
-fn ranked(logits: &[f32]) -> impl Iterator<Item = Ranked> + '_ {
-    let possible =
-        |(id, &logit): (usize, &f32)| (logit > f32::NEG_INFINITY).then_some(Ranked { logit, token: id as TokenId });
-    logits.iter().enumerate().filter_map(possible)
-}
-
-fn best_first(a: &Ranked, b: &Ranked) -> Ordering {
-    b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
-}
-
-/// Keeps the most likely tokens up to and including the one at which their mass reaches `p`.
-/// `kept` comes and goes in order of ids.
+/// Keeps the most likely up to and including the one at which their mass reaches `p`.
 fn top_p(kept: &mut Vec<Candidate>, p: f64) {
-    let enough = p * kept.iter().map(|c| c.weight).sum::<f64>();
-    let by_rank = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token));
-    let (mut sorted, mut mass, mut n_keep) = (0, 0.0, 0);
-    let mut step = TOP_P_SORTED_FIRST;
+    let enough = p * total(kept);
+    let (mut n_ranked, mut n_keep, mut mass) = (0, 0, 0.0);
+    let mut step = TOP_P_RANKED_FIRST;
     while n_keep < kept.len() && (n_keep == 0 || mass < enough) {
-        if n_keep == sorted {
-            let rest = &mut kept[sorted..];
+        if n_keep == n_ranked {
+            let rest = &mut kept[n_ranked..];
             let n = step.min(rest.len());
-            if n < rest.len() {
-                rest.select_nth_unstable_by(n - 1, by_rank);
-            }
+            rest.select_nth_unstable_by(n - 1, by_rank);
             rest[..n].sort_unstable_by(by_rank);
-            sorted += n;
+            n_ranked += n;
             step *= 2;
         }
         mass += kept[n_keep].weight;
@@ -111,22 +104,16 @@ fn top_p(kept: &mut Vec<Candidate>, p: f64) {
     kept.sort_unstable_by_key(|c| c.token);
 }
 
-/// `kept` is not empty, and one of its weights is 1.
-fn at_mass(kept: &[Candidate], uniform: f64) -> TokenId {
-    let target = uniform * kept.iter().map(|c| c.weight).sum::<f64>();
-    let mut mass = 0.0;
-    let mut last = 0;
-    for candidate in kept.iter().filter(|c| c.weight > 0.0) {
-        mass += candidate.weight;
-        last = candidate.token;
-        if mass > target {
-            break;
-        }
-    }
-    last
+/// Most likely first, ties by lowest id. Logits are never NaN here.
+fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
 }
 
-/// One pass in lanes that the compiler turns into vector instructions.
+fn total(kept: &[Candidate]) -> f64 {
+    kept.iter().map(|c| c.weight).sum()
+}
+
+/// One pass, in lanes that the compiler turns into vector instructions.
 fn max_and_finite(logits: &[f32]) -> (f32, bool) {
     const LANES: usize = 16;
     let (chunks, rest) = logits.as_chunks::<LANES>();
