@@ -1,0 +1,66 @@
+//! A worker as routing sees it, and the work it is asked to take.
+
+use types::{Compatibility, Role, WorkerRef};
+
+/// Blocks are this long where a worker does not say, tokens.
+const BLOCK_TOKENS: u32 = 16;
+
+/// What a worker said about itself when it joined.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkerInfo {
+    /// Which incarnation.
+    pub worker: WorkerRef,
+    /// Prefill or decode.
+    pub role: Role,
+    /// Served model's name.
+    pub model: String,
+    /// Control plane, `host:port`.
+    pub rpc_address: String,
+    /// KV data plane, `host:port`.
+    pub kv_address: String,
+    /// Admin port, `host:port`, may be empty.
+    pub admin_address: String,
+    /// Longest sequence, tokens.
+    pub max_context: u32,
+    /// What peers must share with it.
+    pub compatibility: Option<Compatibility>,
+    /// Takes no new work.
+    pub draining: bool,
+}
+
+/// What a choice will cost its workers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Work {
+    /// Tokens to prefill.
+    pub n_prompt: u32,
+    /// Tokens to generate at most.
+    pub n_new: u32,
+}
+
+impl WorkerInfo {
+    /// Blocks of this worker that `work` takes at most.
+    pub(crate) fn blocks(&self, work: Work) -> u64 {
+        let block_tokens = self.compatibility.as_ref().map_or(BLOCK_TOKENS, |c| c.geometry.block_tokens.max(1));
+        (u64::from(work.n_prompt) + u64::from(work.n_new)).div_ceil(u64::from(block_tokens))
+    }
+
+    /// Why blocks cannot go from `prefill` to this worker; `None` if they can.
+    pub(crate) fn mismatch(&self, prefill: &Self) -> Option<String> {
+        match (&self.compatibility, &prefill.compatibility) {
+            (Some(ours), Some(theirs)) => {
+                // The cheap comparison first: explaining formats every field.
+                if ours == theirs {
+                    return None;
+                }
+                let differ: Vec<String> = ours
+                    .mismatches(theirs)
+                    .into_iter()
+                    .map(|m| format!("{} is {} here and {} at {}", m.field, m.theirs, m.ours, self.worker.id))
+                    .collect();
+                (!differ.is_empty()).then(|| differ.join("; "))
+            }
+            (None, _) => Some(format!("{} has no compatibility document", self.worker.id)),
+            (_, None) => Some("it has no compatibility document".into()),
+        }
+    }
+}
