@@ -15,18 +15,18 @@ impl Scheduler {
             if self.running.len() >= self.config.max_running {
                 return;
             }
-            if self.allocate_known(seq, plan) {
-                self.waiting.remove(&seq);
-                self.running.insert(seq);
-                self.sequences.get_mut(&seq).expect("waiting sequences are here").stage = Stage::Running;
-                continue;
-            }
-            if !self.sequences[&seq].blocks.is_empty() {
+            let mut fits = self.allocate_known(seq, plan);
+            if !fits && !self.sequences[&seq].blocks.is_empty() {
                 // Blocks are not kept while waiting for more of them: two such sequences would wait for each other.
                 self.preempt(seq);
                 plan.preempted.push(seq);
+                fits = self.allocate_known(seq, plan);
             }
-            if self.sequences[&seq].is_aged(now, self.config.age_after) {
+            if fits {
+                self.waiting.remove(&seq);
+                self.running.insert(seq);
+                self.sequences.get_mut(&seq).expect("waiting sequences are here").stage = Stage::Running;
+            } else if self.sequences[&seq].is_aged(now, self.config.age_after) {
                 return;
             }
         }

@@ -29,6 +29,8 @@ pub struct Claimed {
     pub landing: LandingId,
     /// The transfer's side.
     pub hold: HoldId,
+    /// Tokens of the prompt that was reserved for.
+    pub n_prompt: usize,
     /// For the prompt, in order. They hold another sequence's rows until they are reset.
     pub blocks: Vec<BlockIdx>,
 }
@@ -81,8 +83,9 @@ impl Scheduler {
         self.promised -= n;
         let hold = HoldId(self.next_id());
         self.holds.insert(hold, self.pool.share(&blocks));
-        let claimed = Claimed { landing: LandingId(self.next_id()), hold, blocks: blocks.blocks().to_vec() };
-        self.landings.insert(claimed.landing, Landing { blocks, promised });
+        let landing = LandingId(self.next_id());
+        let claimed = Claimed { landing, hold, n_prompt: reservation.n_prompt, blocks: blocks.blocks().to_vec() };
+        self.landings.insert(landing, Landing { blocks, promised });
         Some(claimed)
     }
 

@@ -178,6 +178,14 @@ impl Scheduler {
         }
     }
 
+    /// Gives up the step that is being computed, if any: all its sequences end. For when the engine is lost.
+    pub fn abandon_step(&mut self) {
+        let n = self.step.slices.len();
+        if n > 0 {
+            self.complete(&vec![Verdict::Ended; n]);
+        }
+    }
+
     /// Ends what has come to its deadline.
     pub fn expire(&mut self, now: Duration) -> Expired {
         let due = |deadline: Duration| deadline <= now;
