@@ -86,6 +86,8 @@ impl Pair {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
     #[test]
     fn owners_and_free_blocks_add_up_after_every_step(n in 0..40u32, ops in prop::collection::vec(op(), 0..120)) {
         let pool = BlockPool::new(n, NonZeroU32::new(16).unwrap());

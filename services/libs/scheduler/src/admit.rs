@@ -7,29 +7,46 @@ use crate::plan::Plan;
 use crate::sequence::Stage;
 use crate::{Scheduler, SeqId};
 
+/// What a round of admission did besides admitting.
+#[derive(PartialEq, Eq)]
+enum Freed {
+    Nothing,
+    /// Somebody earlier in the queue may fit now.
+    Blocks,
+}
+
 impl Scheduler {
     /// Admits waiting sequences in order of arrival while there are places and blocks. One that does
-    /// not fit is overtaken by smaller ones until it has aged; then it closes the queue.
+    /// not fit is overtaken by smaller ones until it has aged; then it closes the queue to all that need
+    /// blocks. Those that have theirs already go on, because what they own comes back only when they end.
     pub(crate) fn admit(&mut self, now: Duration, plan: &mut Plan) {
+        while self.admit_in_order(now, plan) == Freed::Blocks {}
+    }
+
+    fn admit_in_order(&mut self, now: Duration, plan: &mut Plan) -> Freed {
+        let mut freed = Freed::Nothing;
+        let mut closed = false;
         for seq in self.waiting.clone() {
             if self.running.len() >= self.config.max_running {
-                return;
+                break;
             }
-            let mut fits = self.allocate_known(seq, plan);
-            if !fits && !self.sequences[&seq].blocks.is_empty() {
-                // Blocks are not kept while waiting for more of them: two such sequences would wait for each other.
-                self.preempt(seq);
-                plan.preempted.push(seq);
-                fits = self.allocate_known(seq, plan);
-            }
-            if fits {
+            let missing = self.missing(seq);
+            if missing == 0 || !closed && missing <= self.available() {
+                self.allocate_known(seq, missing, plan);
                 self.waiting.remove(&seq);
                 self.running.insert(seq);
                 self.sequences.get_mut(&seq).expect("waiting sequences are here").stage = Stage::Running;
-            } else if self.sequences[&seq].is_aged(now, self.config.age_after) {
-                return;
+                continue;
             }
+            if !self.sequences[&seq].blocks.is_empty() {
+                // Blocks are not kept while waiting for more of them: two such sequences would wait for each other.
+                self.preempt(seq);
+                plan.preempted.push(seq);
+                freed = Freed::Blocks;
+            }
+            closed |= self.sequences[&seq].is_aged(now, self.config.age_after);
         }
+        freed
     }
 
     /// Gives running decodes the block that their next token needs, oldest first. Who finds none takes
@@ -44,37 +61,32 @@ impl Scheduler {
         }
     }
 
-    /// Blocks that waiting sequences will be admitted with.
+    /// Blocks that waiting sequences will be admitted with, beyond what they have.
     pub(crate) fn wanted_by_waiting(&self) -> u32 {
-        let missing = self.waiting.iter().map(|seq| {
-            let sequence = &self.sequences[seq];
-            let worst = self.worst_case(sequence.n_tokens, sequence.max_rows);
-            worst.saturating_sub(sequence.blocks.len() + sequence.promised)
-        });
-        missing.fold(0, u32::saturating_add)
+        self.waiting.iter().map(|&seq| self.missing(seq)).fold(0, u32::saturating_add)
     }
 
-    /// Sees to it that a waiting sequence owns blocks for its known tokens and has its worst case
-    /// promised. One that landed keeps the promise it came with.
-    fn allocate_known(&mut self, seq: SeqId, plan: &mut Plan) -> bool {
+    /// Blocks that a waiting sequence needs to be admitted, beyond those it owns or was promised. One that
+    /// landed keeps the promise it came with.
+    fn missing(&self, seq: SeqId) -> u32 {
         let sequence = &self.sequences[&seq];
-        let known = self.pool.blocks_for(sequence.n_tokens);
-        let has = sequence.blocks.len() + sequence.promised;
-        let landed = !sequence.blocks.is_empty();
-        let worst = if landed { known.max(has) } else { self.worst_case(sequence.n_tokens, sequence.max_rows) };
-        let more = worst - has;
-        if more > self.available() {
-            return false;
-        }
-        let sequence = self.sequences.get_mut(&seq).expect("looked up above");
-        let n_new = known.saturating_sub(sequence.blocks.len());
-        let owned_before = sequence.blocks.len() as usize;
+        let needed = if sequence.blocks.is_empty() {
+            self.worst_case(sequence.n_tokens, sequence.max_rows)
+        } else {
+            self.pool.blocks_for(sequence.n_tokens)
+        };
+        needed.saturating_sub(sequence.blocks.len() + sequence.promised)
+    }
+
+    /// Promises a waiting sequence the `missing` blocks, and allocates those of its known tokens.
+    fn allocate_known(&mut self, seq: SeqId, missing: u32, plan: &mut Plan) {
+        let sequence = self.sequences.get_mut(&seq).expect("waiting sequences are here");
+        let owned_before = sequence.blocks.len();
+        let n_new = self.pool.blocks_for(sequence.n_tokens).saturating_sub(owned_before);
         self.pool.grow(&mut sequence.blocks, n_new).expect("promised and available blocks are free");
-        plan.fresh.extend(&sequence.blocks.blocks()[owned_before..]);
-        self.promised += more;
-        self.promised -= n_new;
-        sequence.promised = sequence.promised + more - n_new;
-        true
+        plan.fresh.extend(&sequence.blocks.blocks()[owned_before as usize..]);
+        sequence.promised = sequence.promised + missing - n_new;
+        self.promised = self.promised + missing - n_new;
     }
 
     /// The next token's row lies beyond the last block. Not of a sequence that was just preempted.

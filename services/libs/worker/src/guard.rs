@@ -80,7 +80,7 @@ pub struct Landing {
     pub(crate) blocks: Vec<BlockIdx>,
     pub(crate) cancelled: CancellationToken,
     pub(crate) request: Guard,
-    pub(crate) transfer: Guard,
+    pub(crate) _transfer: Guard,
 }
 
 impl Landing {

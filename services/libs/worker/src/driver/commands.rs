@@ -75,7 +75,7 @@ impl Driver {
             blocks: claimed.blocks,
             cancelled,
             request: self.guard(Release::Landing(claimed.landing)),
-            transfer: self.hold_guard(claimed.hold),
+            _transfer: self.hold_guard(claimed.hold),
         })
     }
 

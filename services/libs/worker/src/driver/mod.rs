@@ -125,7 +125,9 @@ impl Driver {
             }
             self.publish();
             if self.draining && self.scheduler.is_empty() {
-                self.drains.drain(..).for_each(|reply| drop(reply.send(())));
+                for reply in self.drains.drain(..) {
+                    let _ = reply.send(());
+                }
             }
             if !handles && self.scheduler.is_empty() {
                 break;

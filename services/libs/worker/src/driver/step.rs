@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use engine::EngineError;
-use scheduler::{SeqId, Start, Verdict};
+use scheduler::{Start, Verdict};
 use tokio::time::Instant;
 use types::{Failure, Phase};
 
