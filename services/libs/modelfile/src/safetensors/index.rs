@@ -116,6 +116,21 @@ mod tests {
     }
 
     #[test]
+    fn one_change_anywhere_is_survived() {
+        let json = br#"{"metadata":{"total_size":8},"weight_map":{"b":"m-1.safetensors","a":"m-2.safetensors"}}"#;
+        for at in 0..json.len() {
+            for byte in 0..=255 {
+                let mut changed = json.to_vec();
+                changed[at] = byte;
+                if let Ok(shards) = parse(&changed, &Blame::new("i.json")) {
+                    assert!(shards.keys().all(|file| is_plain_file_name(file)));
+                }
+            }
+            assert!(parse(&json[..at], &Blame::new("i.json")).is_err());
+        }
+    }
+
+    #[test]
     fn file_names_stay_in_the_directory() {
         for file in [
             "../x.safetensors",
