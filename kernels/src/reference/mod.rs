@@ -1,1 +1,13 @@
-//! Plain scalar operations: the oracle of every test.
+//! The operations in plain scalar Rust, summed in float64: slow, readable, the oracle of every test.
+
+mod attention;
+mod matmul;
+mod rms_norm;
+mod rope;
+mod swiglu;
+
+pub use attention::attention;
+pub use matmul::matmul;
+pub use rms_norm::rms_norm;
+pub use rope::{rope, sin_cos};
+pub use swiglu::swiglu;

@@ -1,0 +1,174 @@
+//! Lanes as two 256-bit registers.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, LANES, Lanes};
+
+/// Exists only inside [`launch`].
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+/// Runs `kernel` with these instructions.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn launch<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+/// An intrinsic, or an expression of intrinsics.
+macro_rules! op {
+    ($e:expr) => {
+        // SAFETY: `self` exists only inside `launch`, whose caller vouched for the instructions; memory operands
+        // lie in arrays of exactly the size that the instructions read or write, unaligned forms.
+        unsafe { $e }
+    };
+}
+
+type Pair = [__m256; 2];
+
+impl Lanes for Avx2 {
+    type F = Pair;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Pair {
+        [op!(_mm256_set1_ps(x)); 2]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Pair {
+        op!([_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))])
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES], x: Pair) {
+        op!({
+            _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), x[1]);
+        })
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; LANES]) -> Pair {
+        op!([
+            _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().add(8).cast())),
+        ])
+    }
+    #[inline(always)]
+    fn store_f16(self, to: &mut [u16; LANES], x: Pair) {
+        op!({
+            let halves = x.map(|x| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), halves[0]);
+            _mm_storeu_si128(to.as_mut_ptr().add(8).cast(), halves[1]);
+        })
+    }
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        op!([_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        op!([_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        op!([_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        op!([_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        op!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+    }
+    #[inline(always)]
+    fn fnma(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        op!([_mm256_fnmadd_ps(a[0], b[0], c[0]), _mm256_fnmadd_ps(a[1], b[1], c[1])])
+    }
+    #[inline(always)]
+    fn max(self, a: Pair, b: Pair) -> Pair {
+        op!([_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn min(self, a: Pair, b: Pair) -> Pair {
+        op!([_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn scale_by_power(self, x: Pair, biased: Pair) -> Pair {
+        let half = |x, biased| {
+            op!({
+                let power = _mm256_slli_epi32::<23>(_mm256_castps_si256(biased));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), power))
+            })
+        };
+        [half(x[0], biased[0]), half(x[1], biased[1])]
+    }
+    #[inline(always)]
+    fn first(self, n: usize, x: Pair, rest: Pair) -> Pair {
+        op!({
+            let index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let n = n.min(LANES) as i32;
+            let low = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), index));
+            let high = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), index));
+            [_mm256_blendv_ps(rest[0], x[0], low), _mm256_blendv_ps(rest[1], x[1], high)]
+        })
+    }
+    #[inline(always)]
+    fn transpose(self, r: [Pair; LANES]) -> [Pair; LANES] {
+        let mut out = r;
+        for half in 0..2 {
+            let low = op!(transpose8(std::array::from_fn(|i| r[8 * half + i][0])));
+            let high = op!(transpose8(std::array::from_fn(|i| r[8 * half + i][1])));
+            for i in 0..8 {
+                out[i][half] = low[i];
+                out[8 + i][half] = high[i];
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn sum(self, x: Pair) -> f32 {
+        op!({
+            let x = _mm256_add_ps(x[0], x[1]);
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
+        })
+    }
+    #[inline(always)]
+    fn largest(self, x: Pair) -> f32 {
+        op!({
+            let x = _mm256_max_ps(x[0], x[1]);
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
+        })
+    }
+}
+
+/// Transposes 8 rows of 8.
+///
+/// # Safety
+/// The machine has AVX.
+#[inline(always)]
+unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller vouches for the instructions; registers only.
+    unsafe {
+        let mut t = r;
+        for i in 0..4 {
+            t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        let mut u = t;
+        for i in 0..2 {
+            u[4 * i] = _mm256_shuffle_ps::<0x44>(t[4 * i], t[4 * i + 2]);
+            u[4 * i + 1] = _mm256_shuffle_ps::<0xEE>(t[4 * i], t[4 * i + 2]);
+            u[4 * i + 2] = _mm256_shuffle_ps::<0x44>(t[4 * i + 1], t[4 * i + 3]);
+            u[4 * i + 3] = _mm256_shuffle_ps::<0xEE>(t[4 * i + 1], t[4 * i + 3]);
+        }
+        let mut out = u;
+        for c in 0..4 {
+            out[c] = _mm256_permute2f128_ps::<0x20>(u[c], u[4 + c]);
+            out[4 + c] = _mm256_permute2f128_ps::<0x31>(u[c], u[4 + c]);
+        }
+        out
+    }
+}

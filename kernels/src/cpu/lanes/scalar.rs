@@ -1,0 +1,102 @@
+//! Lanes as an array: runs everywhere, and says what the others must compute.
+
+use half::f16;
+
+use super::{LANES, Lanes};
+
+#[derive(Clone, Copy)]
+pub(super) struct Scalar;
+
+#[inline(always)]
+fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn fold(x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut x = x;
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            x[i] = f(x[i], x[i + half]);
+        }
+    }
+    x[0]
+}
+
+impl Lanes for Scalar {
+    type F = [f32; LANES];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        *from
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES], x: Self::F) {
+        *to = x;
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; LANES]) -> Self::F {
+        from.map(|x| f16::from_bits(x).to_f32())
+    }
+    #[inline(always)]
+    fn store_f16(self, to: &mut [u16; LANES], x: Self::F) {
+        *to = x.map(|x| f16::from_f32(x).to_bits());
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn fnma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| (-a[i]).mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn scale_by_power(self, x: Self::F, biased: Self::F) -> Self::F {
+        zip(x, biased, |x, n| f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn first(self, n: usize, x: Self::F, rest: Self::F) -> Self::F {
+        std::array::from_fn(|i| if i < n { x[i] } else { rest[i] })
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
+    }
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        fold(x, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn largest(self, x: Self::F) -> f32 {
+        fold(x, |a, b| if a > b { a } else { b })
+    }
+}

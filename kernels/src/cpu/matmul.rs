@@ -1,0 +1,166 @@
+//! Matrix product with packed weights.
+//!
+//! Each output is one chain of fused multiply-adds over `k` from 0 up, starting at 0, whatever the number of rows
+//! and threads. A tile keeps several rows times 32 outputs in registers; weights of a panel come from the cache once
+//! per tile, inputs once per 32 outputs.
+
+use super::lanes::{Kernel, LANES, Lanes, launch};
+use super::matrix::{Linear, PANEL};
+use super::{Cpu, Store};
+use crate::pool::SharedMut;
+
+/// Rows that one task takes: they stay in the second-level cache while panels go by.
+const TASK_ROWS: usize = 64;
+/// Fused multiply-adds worth a task: some microseconds, so that claiming it costs little and a late thread little too.
+const TASK_WORK: usize = 400_000;
+/// Tasks per thread at least, where there are as many panels.
+const TASKS_PER_THREAD: usize = 4;
+
+impl Cpu {
+    /// `out = x * weights^T + bias`, or added to what is there.
+    ///
+    /// `x`: `[n_rows, k]`. `out`: `[n_rows, n_out]`.
+    ///
+    /// # Panics
+    /// If the lengths are not whole rows of the same number.
+    pub fn matmul(&mut self, weights: &Linear, x: &[f32], out: &mut [f32], store: Store) {
+        let (k, n_out) = (weights.k(), weights.n_out());
+        let n_rows = x.len() / k;
+        assert!(x.len() == n_rows * k && out.len() == n_rows * n_out, "{} x {k} to {} x {n_out}", x.len(), out.len());
+        let isa = self.isa;
+        let n_panels = weights.n_panels();
+        let n_row_tasks = n_rows.div_ceil(TASK_ROWS);
+        let worth = TASK_WORK / (k * PANEL * n_rows.clamp(1, TASK_ROWS));
+        let fair = n_panels * n_row_tasks / (TASKS_PER_THREAD * self.pool.n_threads());
+        let per_task = worth.min(fair).max(1);
+        let n_panel_tasks = n_panels.div_ceil(per_task);
+        let out = SharedMut::new(out);
+        self.pool.run(n_row_tasks * n_panel_tasks, &|task| {
+            let (rows, panels) = (task / n_panel_tasks, task % n_panel_tasks);
+            let first_row = rows * TASK_ROWS;
+            let n_rows = TASK_ROWS.min(n_rows - first_row);
+            let x = &x[first_row * k..(first_row + n_rows) * k];
+            for panel in panels * per_task..n_panels.min((panels + 1) * per_task) {
+                let (matrix, index, first_out) = weights.locate(panel);
+                let n_cols = PANEL.min(matrix.n_out() - index * PANEL);
+                let bias = weights.bias().map(|b| &b[first_out..first_out + n_cols]);
+                let columns = Columns { out: &out, stride: n_out, first_row, first_out, n_cols, bias, store };
+                launch(isa, Product { x, k, panel: matrix.panel(index), columns });
+            }
+        });
+    }
+}
+
+/// Where a panel's results go: columns `first_out..first_out + n_cols` of rows from `first_row` on.
+struct Columns<'a> {
+    out: &'a SharedMut<'a, f32>,
+    stride: usize,
+    first_row: usize,
+    first_out: usize,
+    n_cols: usize,
+    bias: Option<&'a [f32]>,
+    store: Store,
+}
+
+impl Columns<'_> {
+    /// Finishes outputs `first..first + 16` of the panel for one row.
+    #[inline(always)]
+    fn put<L: Lanes>(&self, l: L, row: usize, first: usize, acc: L::F) {
+        let Some(n) = self.n_cols.checked_sub(first).map(|n| n.min(LANES)).filter(|&n| n > 0) else { return };
+        let start = (self.first_row + row) * self.stride + self.first_out + first;
+        // SAFETY: a task writes only its own rows and its own panels' columns; tasks are handed out once each, so no
+        // other thread has these elements, and this borrow ends before the next `put`.
+        let out = unsafe { self.out.slice(start, n) };
+        let mut result = acc;
+        if let Some(bias) = self.bias {
+            result = l.add(result, load_partial(l, &bias[first..first + n]));
+        }
+        if self.store == Store::Add {
+            result = l.add(load_partial(l, out), result);
+        }
+        if let Some(out) = out.first_chunk_mut::<LANES>() {
+            l.store(out, result);
+        } else {
+            let mut lanes = [0.0; LANES];
+            l.store(&mut lanes, result);
+            out.copy_from_slice(&lanes[..n]);
+        }
+    }
+}
+
+#[inline(always)]
+fn load_partial<L: Lanes>(l: L, from: &[f32]) -> L::F {
+    if let Some(from) = from.first_chunk::<LANES>() {
+        return l.load(from);
+    }
+    let mut lanes = [0.0; LANES];
+    lanes[..from.len()].copy_from_slice(from);
+    l.load(&lanes)
+}
+
+/// One panel times some rows.
+struct Product<'a> {
+    x: &'a [f32],
+    k: usize,
+    panel: &'a [f32],
+    columns: Columns<'a>,
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let n_rows = self.x.len() / self.k;
+        let mut row = 0;
+        while row < n_rows {
+            let left = n_rows - row;
+            row += if L::WIDE {
+                match left {
+                    8.. => self.tile::<L, 8, 2>(l, row, 0),
+                    4.. => self.tile::<L, 4, 2>(l, row, 0),
+                    2.. => self.tile::<L, 2, 2>(l, row, 0),
+                    _ => self.tile::<L, 1, 2>(l, row, 0),
+                }
+            } else {
+                let halves = |n: fn(&Self, L, usize, usize) -> usize| {
+                    n(&self, l, row, 0);
+                    n(&self, l, row, 1)
+                };
+                match left {
+                    4.. => halves(Self::tile::<L, 4, 1>),
+                    2.. => halves(Self::tile::<L, 2, 1>),
+                    _ => halves(Self::tile::<L, 1, 1>),
+                }
+            };
+        }
+    }
+}
+
+impl Product<'_> {
+    /// Rows `row..row + R` times vectors `first..first + V` of the panel; returns `R`.
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const V: usize>(&self, l: L, row: usize, first: usize) -> usize {
+        let k = self.k;
+        let (weights, _) = self.panel.as_chunks::<LANES>();
+        let (weights, _) = weights.as_chunks::<{ PANEL / LANES }>();
+        let weights = &weights[..k];
+        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * k..][..k]);
+        let mut acc = [[l.splat(0.0); V]; R];
+        for (i, w) in weights.iter().enumerate() {
+            let w: [L::F; V] = std::array::from_fn(|v| l.load(&w[first + v]));
+            for r in 0..R {
+                let x = l.splat(x[r][i]);
+                for v in 0..V {
+                    acc[r][v] = l.fma(x, w[v], acc[r][v]);
+                }
+            }
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            for (v, acc) in acc.into_iter().enumerate() {
+                self.columns.put(l, row + r, (first + v) * LANES, acc);
+            }
+        }
+        R
+    }
+}
