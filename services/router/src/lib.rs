@@ -4,7 +4,12 @@
 //! the other). Not here: the choice of workers (crate `routing`), wire formats (crate `rpc`), computing.
 //! Begin with [`run`], then `request`, the stages of a request.
 
+mod cluster;
 mod config;
+mod failure;
+mod grpc;
+mod metrics;
+mod request;
 
 use std::sync::Arc;
 

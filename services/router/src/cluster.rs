@@ -1,0 +1,292 @@
+//! The workers, as this router knows them: the registry's view and their own reports, fed into the routing table;
+//! one connection to each incarnation.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use registry::{Registered, View};
+use routing::{Health, InFlight, LeastLoaded, NoPrefill, Work, WorkerInfo, WorkerState, WorkerTable};
+use rpc::worker::{WorkerApi as _, WorkerClient};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use types::{Failure, Role, WorkerRef};
+
+/// Workers report at most this often.
+const REPORT_INTERVAL: Duration = Duration::from_millis(50);
+/// Pauses between attempts to hear a worker's reports again.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A worker whose reports broke off is avoided until they are back, checked this much after each attempt.
+const SILENCE_SLACK: Duration = Duration::from_millis(500);
+
+/// Handle of the table and the connections; lives as long as the router.
+pub(crate) struct Cluster {
+    origin: Instant,
+    suspicion: Duration,
+    view: watch::Receiver<Arc<View>>,
+    state: Mutex<State>,
+    /// Told whenever room may have come free somewhere.
+    room: Notify,
+}
+
+struct State {
+    table: WorkerTable,
+    peers: HashMap<WorkerRef, Peer>,
+    /// Longest context seen; survives moments without workers.
+    max_context: Option<u32>,
+    fingerprint: Arc<str>,
+}
+
+/// A connection to one incarnation.
+struct Peer {
+    client: WorkerClient,
+    gone: CancellationToken,
+}
+
+/// A worker to call.
+#[derive(Clone)]
+pub(crate) struct Worker {
+    pub(crate) info: Arc<WorkerInfo>,
+    pub(crate) client: WorkerClient,
+}
+
+/// Counts work at a worker until dropped, then says that room may have come free.
+pub(crate) struct Occupancy {
+    cluster: Arc<Cluster>,
+    _in_flight: Option<InFlight>,
+}
+
+impl Drop for Occupancy {
+    fn drop(&mut self) {
+        self.cluster.room.notify_one();
+    }
+}
+
+impl Cluster {
+    /// A table that follows `view` by a task of `tracker` until `shutdown`.
+    pub(crate) fn start(
+        model: &str,
+        suspicion: Duration,
+        view: watch::Receiver<Arc<View>>,
+        tracker: &TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
+        let state = State {
+            table: WorkerTable::new(model, Box::new(LeastLoaded)),
+            peers: HashMap::new(),
+            max_context: None,
+            fingerprint: "fp_unknown".into(),
+        };
+        let cluster = Arc::new(Self {
+            origin: Instant::now(),
+            suspicion,
+            view: view.clone(),
+            state: Mutex::new(state),
+            room: Notify::new(),
+        });
+        tracker.spawn(follow_view(cluster.clone(), view, tracker.clone(), shutdown));
+        cluster
+    }
+
+    /// The registry's last view.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Every worker, and why it is not used.
+    pub(crate) fn states(&self) -> Vec<WorkerState> {
+        self.lock().table.states(self.now())
+    }
+
+    /// Whether somebody could generate now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.states().iter().any(|s| s.info.role == Role::Decode && s.health == Health::Up)
+    }
+
+    /// Longest context of the model, tokens; `None` until a worker has been seen.
+    pub(crate) fn max_context(&self) -> Option<u32> {
+        let mut state = self.lock();
+        state.max_context = state.table.max_context().or(state.max_context);
+        state.max_context
+    }
+
+    /// Names the weights and the numerics behind the answers.
+    pub(crate) fn fingerprint(&self) -> Arc<str> {
+        self.lock().fingerprint.clone()
+    }
+
+    /// Decode workers for `work`, best first.
+    pub(crate) fn decodes(&self, work: Work, avoid: &[WorkerRef]) -> Vec<Worker> {
+        let state = self.lock();
+        let infos = state.table.decodes(work, avoid, self.now());
+        infos.into_iter().filter_map(|info| state.worker(info)).collect()
+    }
+
+    /// The best prefill worker for a decode worker.
+    pub(crate) fn prefill_for(&self, decode: &WorkerRef, avoid: &[WorkerRef]) -> Result<Worker, NoPrefill> {
+        let state = self.lock();
+        let info = state.table.prefill_for(decode, avoid, self.now())?;
+        state.worker(info).ok_or(NoPrefill::Absent)
+    }
+
+    /// Counts `work` at a worker while the guard lives.
+    pub(crate) fn occupy(self: &Arc<Self>, worker: &WorkerRef, work: Work) -> Occupancy {
+        Occupancy { cluster: self.clone(), _in_flight: self.lock().table.start(worker, work) }
+    }
+
+    /// Avoids a worker for a while: a call to it broke or stalled.
+    pub(crate) fn suspect(&self, worker: &WorkerRef, failure: &Failure) {
+        tracing::warn!(%worker, %failure, "worker failed, avoiding it for a while");
+        self.suspect_for(worker, self.suspicion);
+    }
+
+    /// Returns when room may have come free, or after `limit`.
+    pub(crate) async fn room(&self, limit: Duration) {
+        // Both outcomes mean the same: look again.
+        let _ = tokio::time::timeout(limit, self.room.notified()).await;
+    }
+
+    fn suspect_for(&self, worker: &WorkerRef, time: Duration) {
+        let until = self.now() + time;
+        self.lock().table.suspect(worker, until);
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a view; returns who joined.
+    fn update(&self, view: &View) -> Vec<(Worker, CancellationToken)> {
+        let mut state = self.lock();
+        let changes = state.table.set_members(view.members.values().filter_map(worker_info));
+        for worker in &changes.left {
+            tracing::info!(%worker, "worker left");
+            if let Some(peer) = state.peers.remove(worker) {
+                peer.gone.cancel();
+            }
+        }
+        let mut joined = Vec::new();
+        for info in changes.joined {
+            tracing::info!(worker = %info.worker, role = %info.role, address = info.rpc_address, "worker joined");
+            match WorkerClient::new(&info.rpc_address) {
+                Ok(client) => {
+                    let gone = CancellationToken::new();
+                    state.peers.insert(info.worker.clone(), Peer { client: client.clone(), gone: gone.clone() });
+                    joined.push((Worker { info, client }, gone));
+                }
+                Err(failure) => tracing::warn!(worker = %info.worker, %failure, "worker cannot be called"),
+            }
+        }
+        state.fingerprint = fingerprint(&state.table, self.now()).unwrap_or_else(|| state.fingerprint.clone());
+        self.room.notify_one();
+        joined
+    }
+}
+
+impl State {
+    fn worker(&self, info: Arc<WorkerInfo>) -> Option<Worker> {
+        let client = self.peers.get(&info.worker)?.client.clone();
+        Some(Worker { info, client })
+    }
+}
+
+fn fingerprint(table: &WorkerTable, now: Duration) -> Option<Arc<str>> {
+    let states = table.states(now);
+    let decode = states.iter().find(|s| s.info.role == Role::Decode && s.health == Health::Up)?;
+    let compatibility = decode.info.compatibility.as_ref()?;
+    let digest: String = compatibility.model_digest.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
+    Some(format!("fp_{digest}").into())
+}
+
+fn worker_info(registered: &Registered) -> Option<WorkerInfo> {
+    let member = &registered.member;
+    (member.role != Role::Router).then(|| WorkerInfo {
+        worker: registered.worker(),
+        role: member.role,
+        model: member.model.clone(),
+        rpc_address: member.rpc_address.clone(),
+        kv_address: member.kv_address.clone(),
+        admin_address: member.admin_address.clone(),
+        max_context: member.max_context,
+        compatibility: member.compatibility.clone(),
+        draining: member.draining,
+    })
+}
+
+async fn follow_view(
+    cluster: Arc<Cluster>,
+    mut view: watch::Receiver<Arc<View>>,
+    tracker: TaskTracker,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let now = view.borrow_and_update().clone();
+        for (worker, gone) in cluster.update(&now) {
+            let reports = follow_reports(cluster.clone(), worker);
+            let shutdown = shutdown.clone();
+            tracker.spawn(async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = gone.cancelled() => {}
+                    () = reports => {}
+                }
+            });
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = view.changed() => {
+                if changed.is_err() {
+                    tracing::warn!("the registry's view has ended; going on with the last one");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Hears one worker's reports, again and again after losses; never returns.
+async fn follow_reports(cluster: Arc<Cluster>, Worker { info, client }: Worker) {
+    let worker = &info.worker;
+    let mut backoff = BACKOFF_MIN;
+    let mut silent = false;
+    loop {
+        let why = match client.load_report(worker.clone(), REPORT_INTERVAL).await {
+            Err(failure) => Some(failure),
+            Ok(mut reports) => loop {
+                match reports.next().await {
+                    Some(Ok((from, load))) if from == *worker => {
+                        let mut state = cluster.lock();
+                        state.table.report(worker, load);
+                        if std::mem::take(&mut silent) {
+                            state.table.trust(worker);
+                            tracing::info!(%worker, "worker reports again");
+                        }
+                        drop(state);
+                        backoff = BACKOFF_MIN;
+                        cluster.room.notify_one();
+                    }
+                    Some(Ok((from, _))) => tracing::warn!(%worker, %from, "report of another worker ignored"),
+                    Some(Err(failure)) => break Some(failure),
+                    None => break None,
+                }
+            },
+        };
+        if !silent {
+            let why = why.map_or_else(|| "the reports ended".to_owned(), |failure| failure.to_string());
+            tracing::info!(%worker, why, "worker does not report");
+        }
+        silent = true;
+        cluster.lock().table.forget_report(worker);
+        cluster.suspect_for(worker, backoff + SILENCE_SLACK);
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
