@@ -51,7 +51,7 @@ impl EtcdRegistry {
         if endpoints.is_empty() {
             return Err(RegistryError::Address { url: String::new(), reason: "names no endpoint".into() });
         }
-        Ok(Self(Cluster::new(EtcdBackend { endpoints, next: AtomicUsize::new(0) }, prefix, timing)))
+        Ok(Self(Cluster::new(EtcdBackend::new(endpoints), prefix, timing)))
     }
 }
 
@@ -77,20 +77,27 @@ impl Registry for EtcdRegistry {
 /// Each connection is a client of its own with one endpoint, the next one after each failure: a client with several
 /// picks dead ones.
 #[derive(Debug)]
-struct EtcdBackend {
+pub(crate) struct EtcdBackend {
     endpoints: Vec<String>,
     next: AtomicUsize,
 }
 
-#[derive(Clone)]
-struct EtcdConnection(Client);
+impl EtcdBackend {
+    /// With at least one endpoint.
+    pub(crate) fn new(endpoints: Vec<String>) -> Self {
+        Self { endpoints, next: AtomicUsize::new(0) }
+    }
+}
 
-struct EtcdHeart {
+#[derive(Clone)]
+pub(crate) struct EtcdConnection(Client);
+
+pub(crate) struct EtcdHeart {
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
 }
 
-struct EtcdFeed {
+pub(crate) struct EtcdFeed {
     requests: WatchRequestSender,
     answers: WatchResponseStream,
 }

@@ -6,11 +6,13 @@
 //!
 //! One client ([`Membership`] and the view behind [`Registry::members`]) runs on three backends: [`memory`] in
 //! process, [`etcd`] over the network, and [`wire`], which serves a [`memory::MemoryStore`] to etcd clients.
-//! Begin with [`Registry`]; `tests/conformance` holds the contract.
+//! Begin with [`Registry`]; the `conformance` tests hold the contract.
 
 mod backend;
 mod backoff;
 mod cluster;
+#[cfg(test)]
+mod conformance;
 pub mod etcd;
 mod member;
 mod membership;

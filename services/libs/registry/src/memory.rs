@@ -47,20 +47,20 @@ impl Registry for MemoryRegistry {
 }
 
 #[derive(Debug)]
-struct MemoryBackend(MemoryStore);
+pub(crate) struct MemoryBackend(pub(crate) MemoryStore);
 
 #[derive(Clone)]
-struct MemoryConnection {
+pub(crate) struct MemoryConnection {
     store: MemoryStore,
     reachable: watch::Receiver<bool>,
 }
 
-struct MemoryHeart {
+pub(crate) struct MemoryHeart {
     connection: MemoryConnection,
     lease: i64,
 }
 
-struct MemoryFeed {
+pub(crate) struct MemoryFeed {
     watcher: Watcher,
     reachable: watch::Receiver<bool>,
     probed: bool,
