@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["baton", "tests"],
     &["router", "prefill", "decode"],
+    &["node"],
     &["worker", "rpc", "transfer", "registry", "bootstrap"],
     &["routing", "scheduler", "kvcache", "experts"],
     &["engine", "text"],

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Commands whose flags may also come from a file and the environment.
+pub(crate) const ROLES: [&str; 3] = ["router", "prefill", "decode"];
+
 /// Serves large language models with prefill and decode on different workers.
 #[derive(Parser)]
-#[command(name = "baton", version, propagate_version = true)]
+#[command(name = "baton", version, propagate_version = true, args_override_self = true)]
 pub(crate) struct Cli {
     /// Log lines for people or for machines, on standard error
     #[arg(long, global = true, env = "BATON_LOG_FORMAT", default_value = "text", value_enum)]
@@ -25,10 +28,13 @@ pub(crate) enum Command {
     /// Start a cluster, ask one question, show the answer and its timeline, keep serving
     Demo(DemoArgs),
     /// One router
+    #[command(args_override_self = true)]
     Router(RouterArgs),
     /// One prefill worker
+    #[command(args_override_self = true)]
     Prefill(WorkerArgs),
     /// One decode worker
+    #[command(args_override_self = true)]
     Decode(WorkerArgs),
     /// The in-memory registry, served over etcd's wire
     Registry(RegistryArgs),

@@ -12,17 +12,22 @@ mod model;
 mod offline;
 mod pull;
 mod roles;
+mod settings;
 mod single;
 mod status;
 mod supervise;
 mod up;
 
-use clap::Parser as _;
-
-use crate::cli::{Cli, Command};
+use crate::cli::Command;
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
+    let cli = match settings::parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            complain(&*error);
+            return std::process::ExitCode::from(2);
+        }
+    };
     if let Err(error) = bootstrap::logging::init(cli.log_format) {
         complain(&error);
         return std::process::ExitCode::FAILURE;

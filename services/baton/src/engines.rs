@@ -1,0 +1,80 @@
+//! From flags to an engine.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use engine::sim::{SimConfig, SimEngine, Speedup};
+use engine::{Compute, Engine, EngineConfig, LoadProgress, ModelSource};
+
+use crate::cli::{ComputeKind, EngineArgs, EngineKind, ModelArgs};
+
+/// Where a model lies and what clients call it.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) path: PathBuf,
+    pub(crate) name: String,
+}
+
+impl Model {
+    /// Looks up what `--model` and `--served-model-name` mean.
+    pub(crate) fn resolve(args: &ModelArgs) -> anyhow::Result<Self> {
+        let path = crate::model::resolve(&args.model)?;
+        let name = args.served_model_name.clone().unwrap_or_else(|| crate::model::served_name(&path));
+        Ok(Self { path, name })
+    }
+}
+
+/// Loads the model, showing progress. Takes seconds: not for an async task.
+pub(crate) fn open(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {
+    anyhow::ensure!(args.kv_blocks > 0, "--kv-blocks must be at least 1");
+    anyhow::ensure!(args.threads != Some(0), "--threads must be at least 1");
+    match args.engine {
+        EngineKind::Cpu => open_cpu(model, args),
+        EngineKind::Sim => open_sim(&model.path, &model.name, args),
+    }
+}
+
+fn open_cpu(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {
+    let source = ModelSource::detect(&model.path)?;
+    let config = EngineConfig {
+        name: model.name.clone(),
+        compute: match args.compute {
+            ComputeKind::F32 => Compute::F32,
+            ComputeKind::Auto => Compute::Auto,
+        },
+        threads: args.threads.unwrap_or_else(bootstrap::cpu_count),
+        kv_blocks: args.kv_blocks,
+        isa: isa()?,
+        ..EngineConfig::default()
+    };
+    let mut bar = None;
+    let mut show = |progress: LoadProgress| {
+        let bar =
+            bar.get_or_insert_with(|| bootstrap::progress::bytes(format!("loading {}", model.name), progress.total_bytes));
+        bar.set_position(progress.done_bytes);
+    };
+    let engine = engine::open(&source, &config, &mut show).with_context(|| format!("cannot load {}", model.name))?;
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    Ok(engine)
+}
+
+/// The instruction level forced by `BATON_CPU_ISA`, if one is.
+fn isa() -> anyhow::Result<Option<engine::Isa>> {
+    let Some(name) = bootstrap::env::string("BATON_CPU_ISA") else { return Ok(None) };
+    name.parse().map(Some).map_err(|error| anyhow::anyhow!("BATON_CPU_ISA={name}: {error}"))
+}
+
+fn open_sim(path: &Path, name: &str, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {
+    let text = text::TextModel::open(path).with_context(|| format!("cannot read the tokenizer of {name}"))?;
+    let tokenizer = &text.tokenizer;
+    let config = SimConfig {
+        name: name.to_owned(),
+        n_vocab: tokenizer.n_vocab(),
+        speedup: if args.sim_speedup.0.is_finite() { Speedup::Times(args.sim_speedup.0) } else { Speedup::Infinite },
+        kv_blocks: args.kv_blocks,
+        ..SimConfig::default()
+    };
+    Ok(Box::new(SimEngine::new(config)?))
+}
