@@ -293,6 +293,23 @@ fn a_reservation_does_not_overtake_who_waits() {
 }
 
 #[test]
+fn blocks_given_up_in_the_queue_go_to_who_waits_longest_in_the_same_plan() {
+    let mut scheduler = scheduler(&CONFIG, 10);
+    let submission =
+        |n_tokens| Submission { kind: Kind::Decode, n_tokens, max_tokens: n_tokens + 1, deadline: Duration::MAX };
+    let (id, n_blocks) = scheduler.reserve(4, 4, Duration::MAX).unwrap();
+    assert_eq!(n_blocks, 2);
+    let claimed = scheduler.claim(id).unwrap();
+    scheduler.release_hold(claimed.hold);
+    let old = scheduler.submit(Duration::ZERO, submission(36)).unwrap();
+    let now = Duration::from_millis(100);
+    // Came with two blocks' room and needs three; the old one needs nine and closes the queue.
+    let landed = scheduler.submit_landed(now, claimed.landing, 0, submission(12)).unwrap().unwrap();
+    let plan = scheduler.plan(now);
+    assert_eq!((plan.preempted, plan.step.slices[0].seq, plan.step.slices.len()), (vec![landed], old, 1));
+}
+
+#[test]
 fn limits_that_cannot_be_are_refused() {
     let cases = [
         (Config { max_step_tokens: 0, ..CONFIG }, "max_step_tokens must be at least 1"),

@@ -103,7 +103,7 @@ async fn a_step_that_nobody_wants_is_aborted_and_commands_do_not_wait_for_steps(
     assert!(worker.handle.accounting().await.request > 0);
     worker.handle.reserve(plain(3, 8, 4).key, 8, 4, Duration::from_millis(50)).await.unwrap();
     assert!(worker.handle.cancel(plain(1, 40, 4).key.request, None).await);
-    assert!(asked.elapsed() < Duration::from_millis(100), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
     assert_eq!(one.first_token().await.unwrap_err().code, Code::Cancelled);
     assert!(worker.handle.accounting().await.request > 0, "the engine still writes into them");
     drop((started, two, one));
