@@ -9,7 +9,7 @@
 mod api;
 mod config;
 pub mod cpu;
-
+mod model;
 pub mod offline;
 pub mod sampling;
 pub mod sim;

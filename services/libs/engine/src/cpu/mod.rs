@@ -1,29 +1,65 @@
-//! The CPU engine.
+//! The CPU engine: a llama-family model over packed weights.
+
+mod forward;
+mod load;
+mod scratch;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use kernels::cpu::{Cpu, Heads, Linear};
 use kernels::kv::KvArena;
 
-use crate::{Engine, EngineConfig, EngineError, LoadError, LoadProgress, ModelInfo, ModelSource, Slice};
+use crate::cpu::load::Embedding;
+use crate::cpu::scratch::Scratch;
+use crate::model::Rope;
+use crate::{Engine, EngineConfig, EngineError, LoadError, LoadProgress, ModelInfo, ModelSource, Slice, step};
 
 /// A model on the CPU.
 pub struct CpuEngine {
     model: Arc<ModelInfo>,
     arena: Arc<KvArena>,
+    cpu: Cpu,
+    network: Network,
+    scratch: Scratch,
+}
+
+/// Weights and constants.
+struct Network {
+    heads: Heads,
+    rope: Rope,
+    norm_eps: f32,
+    dim: usize,
+    ff_dim: usize,
+    n_vocab: usize,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    final_norm: Vec<f32>,
+    head: Linear,
+}
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    /// Query, key and value side by side.
+    qkv: Linear,
+    attention_output: Linear,
+    feed_forward_norm: Vec<f32>,
+    /// Gate and up side by side.
+    gate_up: Linear,
+    down: Linear,
 }
 
 impl CpuEngine {
-    /// Loads a model.
+    /// Loads a model; see [`crate::open`].
     ///
     /// # Errors
     /// [`LoadError`].
     pub fn open(
         source: &ModelSource,
-        _config: &EngineConfig,
-        _progress: &mut dyn FnMut(LoadProgress),
+        config: &EngineConfig,
+        progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
-        Err(LoadError::NotAModel { path: source.path().to_owned() })
+        load::load(source, config, progress)
     }
 }
 
@@ -38,10 +74,12 @@ impl Engine for CpuEngine {
 
     fn forward(
         &mut self,
-        _slices: &[Slice<'_>],
-        _logits: &mut Vec<f32>,
-        _on_layer: &mut dyn FnMut(usize) -> ControlFlow<()>,
+        slices: &[Slice<'_>],
+        logits: &mut Vec<f32>,
+        on_layer: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<(), EngineError> {
-        Err(EngineError::Aborted)
+        logits.clear();
+        step::check(slices, &self.model, &self.arena)?;
+        forward::forward(self, slices, logits, on_layer)
     }
 }

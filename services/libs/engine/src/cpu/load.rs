@@ -1,0 +1,175 @@
+//! From model files to packed weights.
+
+use std::sync::Arc;
+
+use kernels::Isa;
+use kernels::cpu::{Cpu, Heads, KvFormat, Linear, Matrix};
+use kernels::kv::KvArena;
+use kernels::quant::{QuantFormat, dequantize};
+use types::{Compatibility, KvElement, KvGeometry, LayerKv, LayerKvKind, PROTOCOL_MAX, PROTOCOL_MIN, TokenId};
+
+use crate::cpu::scratch::Scratch;
+use crate::cpu::{CpuEngine, Layer, Network};
+use crate::model::{ModelConfig, ModelFiles, Role, Tensor, Weights};
+use crate::{Compute, EngineConfig, LoadError, LoadProgress, ModelInfo, ModelSource};
+
+/// Most tokens of a block.
+const BLOCK_TOKENS_MAX: usize = 1 << 12;
+
+/// Loads a model.
+pub(super) fn load(
+    source: &ModelSource,
+    settings: &EngineConfig,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<CpuEngine, LoadError> {
+    validate(settings)?;
+    let (files, config) = ModelFiles::open(source)?;
+    let format = match settings.compute {
+        Compute::F32 => KvFormat::F32,
+        Compute::Auto => KvFormat::F16,
+    };
+    let ModelConfig { n_q, n_kv, head_dim, .. } = config;
+    let heads = Heads { n_q, n_kv, head_dim, format, block_tokens: settings.block_tokens };
+    let cells = vec![heads.cell_shape(); config.n_layers];
+    let cpu = Cpu::new(settings.threads, settings.isa.unwrap_or_else(Isa::detect));
+    let mut loader =
+        Loader { cpu, weights: Weights::new(&files, &config), done: 0, total: files.tensor_bytes(), progress };
+    // Reading every byte for the digest goes on beside the packing.
+    let (network, digest) = std::thread::scope(|scope| {
+        let digest = scope.spawn(|| files.digest());
+        let network = loader.network(&config, heads)?;
+        Ok::<_, LoadError>((network, digest.join().expect("hashing does not panic")))
+    })?;
+    let Loader { cpu, weights, .. } = loader;
+    let quantization = weights.formats();
+    weights.finish()?;
+    let arena = Arc::new(KvArena::with_cells(&cells, settings.kv_blocks, settings.block_tokens)?);
+    let model = Arc::new(model_info(&config, settings, &heads, &network, &digest, quantization));
+    Ok(CpuEngine { model, arena, cpu, network, scratch: Scratch::default() })
+}
+
+fn validate(settings: &EngineConfig) -> Result<(), LoadError> {
+    let check = |field, value: usize, max: usize| {
+        let reason = format!("is {value}, must be between 1 and {max}");
+        if value == 0 || value > max { Err(LoadError::Settings { field, reason }) } else { Ok(()) }
+    };
+    check("threads", settings.threads, kernels::pool::THREADS_MAX)?;
+    check("kv_blocks", settings.kv_blocks, 1 << 30)?;
+    check("block_tokens", settings.block_tokens, BLOCK_TOKENS_MAX)
+}
+
+struct Loader<'a> {
+    cpu: Cpu,
+    weights: Weights<'a>,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(LoadProgress),
+}
+
+impl Loader<'_> {
+    fn network(&mut self, config: &ModelConfig, heads: Heads) -> Result<Network, LoadError> {
+        let embedding = Embedding::new(&self.weights.matrix(Role::Embedding)?);
+        let layers = (0..config.n_layers).map(|l| self.layer(l)).collect::<Result<_, _>>()?;
+        let final_norm = self.weights.norm(Role::FinalNorm)?;
+        let head = self.linear(&[if config.tied { Role::Embedding } else { Role::Head }])?;
+        let ModelConfig { norm_eps, dim, ff_dim, n_vocab, .. } = *config;
+        let rope = config.rope.clone();
+        Ok(Network { heads, rope, norm_eps, dim, ff_dim, n_vocab, embedding, layers, final_norm, head })
+    }
+
+    fn layer(&mut self, l: usize) -> Result<Layer, LoadError> {
+        Ok(Layer {
+            attention_norm: self.weights.norm(Role::AttentionNorm(l))?,
+            qkv: self.linear(&[Role::Query(l), Role::Key(l), Role::Value(l)])?,
+            attention_output: self.linear(&[Role::AttentionOutput(l)])?,
+            feed_forward_norm: self.weights.norm(Role::FeedForwardNorm(l))?,
+            gate_up: self.linear(&[Role::Gate(l), Role::Up(l)])?,
+            down: self.linear(&[Role::Down(l)])?,
+        })
+    }
+
+    /// Matrices side by side, with their biases if any of them has some.
+    fn linear(&mut self, roles: &[Role]) -> Result<Linear, LoadError> {
+        let mut parts = Vec::with_capacity(roles.len());
+        let mut bias = Vec::new();
+        let mut biased = false;
+        for &role in roles {
+            let tensor = self.weights.matrix(role)?;
+            parts.push(Matrix::pack(self.cpu.pool(), tensor.n_out, tensor.k, &|row, out| tensor.read_row(row, out)));
+            // A head without biases has zero ones.
+            let part = if role == Role::Embedding || role == Role::Head { None } else { self.weights.bias(role)? };
+            biased |= part.is_some();
+            bias.extend(part.unwrap_or_else(|| vec![0.0; tensor.n_out]));
+            self.done += tensor.data().len() as u64;
+            (self.progress)(LoadProgress { done_bytes: self.done.min(self.total), total_bytes: self.total });
+        }
+        Ok(Linear::new(parts, biased.then_some(bias)))
+    }
+}
+
+/// Token embeddings as stored.
+pub(super) struct Embedding {
+    format: QuantFormat,
+    dim: usize,
+    bytes: Vec<u8>,
+}
+
+impl Embedding {
+    fn new(tensor: &Tensor<'_>) -> Self {
+        Self { format: tensor.format, dim: tensor.k, bytes: tensor.data().to_vec() }
+    }
+
+    /// Writes the tokens' rows one after the other.
+    pub(super) fn gather(&self, tokens: impl Iterator<Item = TokenId>, out: &mut [f32]) {
+        let row_bytes = self.format.bytes_of(self.dim);
+        for (token, out) in tokens.zip(out.chunks_exact_mut(self.dim)) {
+            dequantize(self.format, &self.bytes[token as usize * row_bytes..][..row_bytes], out);
+        }
+    }
+}
+
+fn model_info(
+    config: &ModelConfig,
+    settings: &EngineConfig,
+    heads: &Heads,
+    network: &Network,
+    file_digest: &str,
+    quantization: String,
+) -> ModelInfo {
+    let kind = LayerKvKind::Grouped { n_kv_heads: heads.n_kv as u32, head_dim: heads.head_dim as u32 };
+    let element = match heads.format {
+        KvFormat::F32 => KvElement::F32,
+        KvFormat::F16 => KvElement::F16,
+    };
+    let identity = format!("{file_digest} {}", config.describe());
+    let layer_bytes = |l: &Layer| {
+        let linears = [&l.qkv, &l.attention_output, &l.gate_up, &l.down];
+        linears.iter().map(|l| l.n_bytes()).sum::<usize>()
+    };
+    let weight_bytes = network.layers.iter().map(layer_bytes).sum::<usize>();
+    ModelInfo {
+        name: settings.name.clone(),
+        architecture: config.architecture.to_owned(),
+        n_vocab: config.n_vocab,
+        max_context: config.max_context,
+        bos: config.bos,
+        eos: config.eos.clone(),
+        compatibility: Compatibility {
+            protocol: (PROTOCOL_MIN, PROTOCOL_MAX),
+            model_digest: blake3::hash(identity.as_bytes()).to_hex().to_string(),
+            model_revision: String::new(),
+            geometry: KvGeometry {
+                block_tokens: heads.block_tokens as u32,
+                element,
+                layers: vec![LayerKv { kind, window: None }; config.n_layers],
+            },
+            rope: config.rope.describe(),
+            attention: format!("causal n_q={} n_kv={} head_dim={}", heads.n_q, heads.n_kv, heads.head_dim),
+            quantization,
+            adapters: Vec::new(),
+            drafter: String::new(),
+            numerics: format!("cpu/{}", settings.compute.as_str()),
+        },
+        weight_bytes: (weight_bytes + network.embedding.bytes.len() + network.head.n_bytes()) as u64,
+    }
+}
