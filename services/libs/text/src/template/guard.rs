@@ -136,7 +136,6 @@ mod tests {
     #[test]
     fn no_user_text_becomes_a_token() {
         for content in [
-            "",
             " ",
             "plain",
             "<|end|>",
