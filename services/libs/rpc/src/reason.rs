@@ -25,10 +25,13 @@ pub const STALE_OWNER: &str = "STALE_OWNER";
 pub const DRAINING: &str = "DRAINING";
 /// The choice of the request is already being served here.
 pub const DUPLICATE_REQUEST: &str = "DUPLICATE_REQUEST";
+/// The choice ended with its first token: there is nothing to hand over.
+pub const CHOICE_FINISHED: &str = "CHOICE_FINISHED";
 /// The compatibility documents differ.
 pub const INCOMPATIBLE: &str = "INCOMPATIBLE";
 
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
+    CHOICE_FINISHED,
     REMOTE_FAILURE,
     PEER_UNREACHABLE,
     PEER_LOST,

@@ -71,8 +71,8 @@ impl OfferHandle {
         self.offered.set_state(State::Ready(Arc::new(handoff)));
     }
 
-    /// Computing failed: the reader is told.
-    pub fn fail(self, failure: Failure) {
+    /// Computing failed: the reader is told. Dropping the handle then ends the offer.
+    pub fn fail(&self, failure: Failure) {
         self.offered.set_state(State::Failed(failure));
     }
 

@@ -69,6 +69,8 @@ pub struct Pulled {
     pub bytes: u64,
     /// Cells that had to be asked for a second time.
     pub refetched: u32,
+    /// From the last of the cells (of the first fetch) to the end: what the pull took beyond prefill's own time.
+    pub closing: Duration,
     /// What carried them.
     pub transport: &'static str,
 }
@@ -177,12 +179,19 @@ impl Puller {
         let mut client = self.client(&pull.address).map_err(PullError::Refused)?;
         let mut assembly = Assembly::new(expected, &pull.arena, &pull.blocks);
 
-        let mut whole = Fetched::default();
+        let mut whole = Fetched { bytes: 0, last_cell: Instant::now() };
         let mut round = assembly.whole();
         // Stays open until all is well: closing it tells the peer that nothing more is wanted.
         let mut stream = open(&mut client, pull, &[]).await?;
         let manifest = self.receive(&mut stream, pull, &mut assembly, &mut round, &mut whole).await?;
-        let done = |handoff, bytes, refetched| Pulled { handoff, bytes, refetched, transport: TRANSPORT_GRPC };
+        let last_cell = whole.last_cell;
+        let done = |handoff, bytes, refetched| Pulled {
+            handoff,
+            bytes,
+            refetched,
+            closing: last_cell.elapsed(),
+            transport: TRANSPORT_GRPC,
+        };
         let problem = match assembly.seal(&round, manifest, pull.choice) {
             Ok(handoff) => return Ok(done(handoff, whole.bytes, 0)),
             Err(problem) => problem,
@@ -220,6 +229,9 @@ impl Puller {
                 Some(Item::Frames(batch)) => {
                     let (n_cells, bytes) = (batch.frames.len() as u64, sum_bytes(&batch.frames));
                     fetched.bytes += bytes;
+                    if n_cells > 0 {
+                        fetched.last_cell = Instant::now();
+                    }
                     self.metrics.count_cells(Direction::Received, n_cells, bytes);
                     for frame in &batch.frames {
                         if let Err(fault) = assembly.accept(round, frame)? {
@@ -260,9 +272,9 @@ impl Puller {
     }
 }
 
-#[derive(Default)]
 struct Fetched {
     bytes: u64,
+    last_cell: Instant,
 }
 
 struct CountOnDrop<'a> {

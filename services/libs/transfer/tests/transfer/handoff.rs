@@ -29,7 +29,8 @@ async fn cells_arrive_while_the_prompt_is_computed() {
     };
     let (pulled, ended) = tokio::join!(pulled, compute);
     let bytes = (5 * N_LAYERS * 256) as u64;
-    assert_eq!(pulled.unwrap(), Pulled { handoff: handoff(18), bytes, refetched: 0, transport: "grpc" });
+    let Pulled { handoff: record, bytes: received, refetched, transport, .. } = pulled.unwrap();
+    assert_eq!((record, received, refetched, transport), (handoff(18), bytes, 0, "grpc"));
     assert!(holds_prompt(&pull));
     assert_eq!((ended.cause, ended.bytes), (EndCause::Fetched, bytes));
     timeout(SECOND, until(|| computing.released())).await.unwrap();
@@ -144,6 +145,7 @@ async fn a_failed_computation_is_told_to_the_reader() {
     let fail = async {
         tokio::time::sleep(Duration::from_millis(30)).await;
         offer.fail(Failure::new(Code::Internal, "ENGINE_FAILED", "engine failed"));
+        drop(offer);
     };
     let pull = bed.pull(9);
     let (refused, ()) = tokio::join!(refusal(&bed, &pull), fail);
