@@ -58,9 +58,7 @@ pub(super) fn check_input(input: &Input, n_vocab: usize, limits: &Limits) -> Res
         Input::Text(_) => Ok(()),
         Input::Ids(ids) if ids.is_empty() => Err(Failure::invalid("prompt", "prompt must not be empty")),
         Input::Ids(ids) => check_ids(ids, n_vocab, "prompt"),
-        Input::Chat(messages) if messages.is_empty() => {
-            Err(Failure::invalid("messages", "messages must not be empty"))
-        }
+        Input::Chat(messages) if messages.is_empty() => Err(Failure::invalid("messages", "messages must not be empty")),
         Input::Chat(messages) if messages.len() > limits.n_messages => {
             Err(Failure::invalid("messages", format!("at most {} messages are accepted", limits.n_messages)))
         }
@@ -95,7 +93,10 @@ fn check_options(options: &GenerationOptions, n_vocab: usize, limits: &Limits) -
             return Err(Failure::invalid("stop", "a stop string must not be empty"));
         }
         if stop.len() > limits.stop_string_bytes {
-            return Err(Failure::invalid("stop", format!("a stop string has at most {} bytes", limits.stop_string_bytes)));
+            return Err(Failure::invalid(
+                "stop",
+                format!("a stop string has at most {} bytes", limits.stop_string_bytes),
+            ));
         }
     }
     Ok(())

@@ -86,8 +86,7 @@ impl Pipeline {
     pub(super) async fn place(&self, request: &Request, placing: Placing<'_>) -> Result<Placement, Failure> {
         let now = Instant::now();
         let first = placing.epoch.0 == 1;
-        let until =
-            if first { request.queue_deadline } else { request.deadline.min(now + self.limits.queue_time) };
+        let until = if first { request.queue_deadline } else { request.deadline.min(now + self.limits.queue_time) };
         if (!first || self.line.n_waiting.load(Ordering::Relaxed) == 0)
             && let Ok(placement) = self.place_once(request, placing).await?
         {
@@ -117,11 +116,7 @@ impl Pipeline {
     }
 
     /// Asks the best workers once.
-    async fn place_once(
-        &self,
-        request: &Request,
-        placing: Placing<'_>,
-    ) -> Result<Result<Placement, Nothing>, Failure> {
+    async fn place_once(&self, request: &Request, placing: Placing<'_>) -> Result<Result<Placement, Nothing>, Failure> {
         let n_prompt = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX).saturating_add(placing.n_generated);
         let work = Work { n_prompt, n_new: request.stop.max_tokens.saturating_sub(placing.n_generated).max(1) };
         let (mut nothing, mut lost) = (Nothing::NoWorker(no_worker()), None);

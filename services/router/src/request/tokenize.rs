@@ -107,10 +107,8 @@ fn encode(text: &TextModel, input: Input, layout: Layout, param: &'static str) -
             let Some(template) = &text.template else {
                 return Err(Failure::invalid(param, "this model has no chat template; use completions"));
             };
-            let messages: Vec<Message> = messages
-                .into_iter()
-                .map(|m| Message { role: m.role, content: m.content, name: m.name })
-                .collect();
+            let messages: Vec<Message> =
+                messages.into_iter().map(|m| Message { role: m.role, content: m.content, name: m.name }).collect();
             let options = TemplateOptions {
                 add_generation_prompt: layout.add_generation_prompt,
                 now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO),
@@ -122,7 +120,8 @@ fn encode(text: &TextModel, input: Input, layout: Layout, param: &'static str) -
 }
 
 fn over_context(param: &str, context: u32, have: &str) -> Failure {
-    let message = format!("this model's context has {context} tokens, of which one must be left for the answer; {have}");
+    let message =
+        format!("this model's context has {context} tokens, of which one must be left for the answer; {have}");
     Failure { reason: "CONTEXT_LENGTH_EXCEEDED", ..Failure::invalid(param, message) }
 }
 
