@@ -1,6 +1,7 @@
 //! The contract, as one suite that runs on every backend: the store in memory, the same store over etcd's wire,
 //! and a real etcd (its binary named by `BATON_ETCD`; skipped, loudly, without one).
 
+mod etcdctl;
 mod membership;
 mod outages;
 mod servers;

@@ -91,6 +91,10 @@ pub(super) struct Wire {
 }
 
 impl Wire {
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     async fn serve(&mut self) {
         let listener = TcpListener::bind(self.address).await.expect("the port is free");
         self.address = listener.local_addr().expect("bound");
@@ -157,6 +161,15 @@ pub(super) struct Etcd {
 }
 
 impl Etcd {
+    pub(super) fn address(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// Lies beside the server.
+    pub(super) fn etcdctl(&self) -> PathBuf {
+        self.binary.with_file_name("etcdctl")
+    }
+
     async fn launch(&mut self) {
         let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
         let log = std::fs::File::create(self.data.path().join("log")).expect("a log file");

@@ -3,6 +3,8 @@
 mod history;
 mod range;
 mod state;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod watcher;
 

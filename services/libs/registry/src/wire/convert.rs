@@ -91,16 +91,19 @@ pub(super) fn op(op: PbTxnRequestOp) -> Result<(Op, bool), Status> {
     }
 }
 
-pub(super) fn op_result(result: OpResult, prev_kv: bool) -> PbResponseOp {
+pub(super) fn op_result(result: OpResult, prev_kv: bool, revision: i64) -> PbResponseOp {
+    let header = super::header(revision);
     let response = match result {
         OpResult::Range(found) => PbTxnOpResponse::ResponseRange(PbRangeResponse {
-            header: None,
+            header,
             count: found.len() as i64,
             more: false,
             kvs: found.into_iter().map(key_value).collect(),
         }),
-        OpResult::Put(prev) => PbTxnOpResponse::ResponsePut(put_response(prev, prev_kv)),
-        OpResult::Delete(deleted) => PbTxnOpResponse::ResponseDeleteRange(delete_response(deleted, prev_kv)),
+        OpResult::Put(prev) => PbTxnOpResponse::ResponsePut(PbPutResponse { header, ..put_response(prev, prev_kv) }),
+        OpResult::Delete(deleted) => {
+            PbTxnOpResponse::ResponseDeleteRange(PbDeleteResponse { header, ..delete_response(deleted, prev_kv) })
+        }
     };
     PbResponseOp { response: Some(response) }
 }

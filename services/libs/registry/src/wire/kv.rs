@@ -64,7 +64,12 @@ impl PbKvService for Service {
         Ok(Response::new(PbTxnResponse {
             header: header(done.revision),
             succeeded: done.succeeded,
-            responses: done.results.into_iter().zip(prev).map(|(r, prev)| convert::op_result(r, prev)).collect(),
+            responses: done
+                .results
+                .into_iter()
+                .zip(prev)
+                .map(|(r, prev)| convert::op_result(r, prev, done.revision))
+                .collect(),
         }))
     }
 

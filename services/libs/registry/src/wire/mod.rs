@@ -6,11 +6,12 @@
 mod convert;
 mod kv;
 mod lease;
+mod maintenance;
 mod watch;
 
 use std::time::Duration;
 
-use etcd_client::proto::{PbKvServer, PbLeaseServer, PbResponseHeader, PbWatchServer};
+use etcd_client::proto::{PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader, PbWatchServer};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +28,9 @@ const RESPONSE_MAX: usize = 64 << 20;
 const STREAMS_MAX: u32 = 1024;
 /// Longest wait for open calls at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// Name of the one cluster and its one member in response headers.
+/// Names of the one cluster and its one member in response headers.
 const CLUSTER_ID: u64 = 0xba70;
+const MEMBER_ID: u64 = 1;
 
 /// Serves `store` until `shutdown`.
 ///
@@ -41,6 +43,7 @@ pub async fn serve(
 ) -> Result<(), RegistryError> {
     let kv = PbKvServer::new(kv::Service { store: store.clone() });
     let lease = PbLeaseServer::new(lease::Service { store: store.clone(), shutdown: shutdown.clone() });
+    let maintenance = PbMaintenanceServer::new(maintenance::Service { store: store.clone() });
     let watch = PbWatchServer::new(watch::Service { store, shutdown: shutdown.clone() });
     let server = Server::builder()
         .tcp_nodelay(true)
@@ -49,6 +52,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_MAX)
         .add_service(kv.max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(RESPONSE_MAX))
         .add_service(lease.max_decoding_message_size(REQUEST_MAX))
+        .add_service(maintenance.max_decoding_message_size(REQUEST_MAX))
         .add_service(watch.max_decoding_message_size(REQUEST_MAX).max_encoding_message_size(RESPONSE_MAX))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().cancelled_owned());
     let drained = async {
@@ -62,5 +66,5 @@ pub async fn serve(
 }
 
 fn header(revision: i64) -> Option<PbResponseHeader> {
-    Some(PbResponseHeader { cluster_id: CLUSTER_ID, member_id: CLUSTER_ID, revision, raft_term: 1 })
+    Some(PbResponseHeader { cluster_id: CLUSTER_ID, member_id: MEMBER_ID, revision, raft_term: 1 })
 }
