@@ -5,7 +5,8 @@ use std::io::{IsTerminal as _, Write as _};
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use rpc::inference::{
-    CallMeta, ChatMessage, GenerateCall, GenerationOptions, InferenceClient, InferenceEvent, Input, StreamEnd,
+    CallMeta, ChatMessage, GenerateCall, GenerationOptions, InferenceApi as _, InferenceClient, InferenceEvent, Input,
+    StreamEnd,
 };
 
 use crate::cli::ChatArgs;

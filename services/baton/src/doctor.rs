@@ -4,7 +4,8 @@ use std::net::TcpListener;
 
 use serde::Serialize;
 
-use crate::cli::DoctorArgs;
+use crate::cli::{DoctorArgs, EngineArgs, ModelArgs};
+use crate::engines::{self, Model};
 
 /// One finding.
 #[derive(Serialize)]
@@ -50,7 +51,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 }
 
 fn processor() -> Finding {
-    let isa = engine::detected_isa();
+    let isa = engine::Isa::detect();
     Finding::ok("processor", format!("{} cores usable, instruction level {isa}", bootstrap::cpu_count()))
 }
 
@@ -76,10 +77,16 @@ fn port(port: u16) -> Finding {
 }
 
 fn model(name: &str, asked: bool) -> Finding {
-    let opened = crate::model::resolve(name).and_then(|path| {
-        let source = engine::ModelSource::detect(&path)?;
-        let info = engine::inspect(&source)?;
-        anyhow::Ok(format!("{}: {} with a context of {}", path.display(), info.architecture, info.max_context))
+    let opened = Model::resolve(&ModelArgs { model: name.to_owned(), served_model_name: None }).and_then(|model| {
+        let engine = engines::open(&model, &EngineArgs { kv_blocks: 1, ..EngineArgs::default() })?;
+        let info = engine.model();
+        let text = match text::TextModel::open(&model.path) {
+            Ok(text) if text.template.is_some() => "with a chat template".to_owned(),
+            Ok(_) => "without a chat template".to_owned(),
+            Err(error) => format!("offline commands only: {error}"),
+        };
+        let (path, family) = (model.path.display(), &info.architecture);
+        anyhow::Ok(format!("{path} loads: {family}, context {}, {text}", info.max_context))
     });
     match opened {
         Ok(text) => Finding::ok("model", text),

@@ -49,8 +49,8 @@ fn open_cpu(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>>
     };
     let mut bar = None;
     let mut show = |progress: LoadProgress| {
-        let bar =
-            bar.get_or_insert_with(|| bootstrap::progress::bytes(format!("loading {}", model.name), progress.total_bytes));
+        let bar = bar
+            .get_or_insert_with(|| bootstrap::progress::bytes(format!("loading {}", model.name), progress.total_bytes));
         bar.set_position(progress.done_bytes);
     };
     let engine = engine::open(&source, &config, &mut show).with_context(|| format!("cannot load {}", model.name))?;
@@ -63,7 +63,7 @@ fn open_cpu(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>>
 /// The instruction level forced by `BATON_CPU_ISA`, if one is.
 fn isa() -> anyhow::Result<Option<engine::Isa>> {
     let Some(name) = bootstrap::env::string("BATON_CPU_ISA") else { return Ok(None) };
-    name.parse().map(Some).map_err(|error| anyhow::anyhow!("BATON_CPU_ISA={name}: {error}"))
+    engine::Isa::named(&name).map(Some).context("BATON_CPU_ISA")
 }
 
 fn open_sim(path: &Path, name: &str, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {

@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod demo;
 mod doctor;
+mod engines;
 mod model;
 mod offline;
 mod pull;

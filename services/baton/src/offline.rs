@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use engine::Engine;
 use types::TokenId;
 
-use crate::cli::{ComputeKind, Device, EngineArgs, EngineKind, GenerateArgs, LogitsArgs, OfflineArgs, PerplexityArgs};
-use crate::roles::open_engine;
+use crate::cli::{Device, EngineArgs, EngineKind, GenerateArgs, LogitsArgs, OfflineArgs, PerplexityArgs};
+use crate::engines::{self, Model};
 
 /// Most tokens of one ids file.
 const TOKENS_MAX: usize = 16 << 20;
@@ -82,17 +82,15 @@ fn longest(prompts: &[Vec<TokenId>]) -> usize {
 /// Opens the model with room for one sequence of `n_tokens`.
 fn open(args: &OfflineArgs, n_tokens: usize) -> anyhow::Result<Box<dyn Engine>> {
     let Device::Cpu = args.device;
-    let compute: ComputeKind = args.compute;
+    let block_tokens = engine::EngineConfig::default().block_tokens;
     let engine = EngineArgs {
         engine: EngineKind::Cpu,
-        compute,
-        threads: Some(args.threads.unwrap_or_else(bootstrap::cpu_count)),
-        kv_blocks: n_tokens.div_ceil(engine::BLOCK_TOKENS) + 1,
+        compute: args.compute,
+        threads: args.threads,
+        kv_blocks: n_tokens.div_ceil(block_tokens) + 1,
         ..EngineArgs::default()
     };
-    let path = crate::model::resolve(&args.model.model)?;
-    let name = args.model.served_model_name.clone().unwrap_or_else(|| crate::model::served_name(&path));
-    open_engine(&path, &name, &engine)
+    engines::open(&Model::resolve(&args.model)?, &engine)
 }
 
 /// Reads `[[ids], …]`, `[ids]`, or an object that holds one of them under `ids` or `tokens`.
@@ -138,8 +136,7 @@ impl SafetensorsWriter {
         }
         let mut text = serde_json::to_vec(&header)?;
         text.resize(text.len().next_multiple_of(8), b' ');
-        let mut out =
-            BufWriter::new(File::create(path).with_context(|| format!("cannot create {}", path.display()))?);
+        let mut out = BufWriter::new(File::create(path).with_context(|| format!("cannot create {}", path.display()))?);
         out.write_all(&(text.len() as u64).to_le_bytes())?;
         out.write_all(&text)?;
         Ok(Self { out })

@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn unknown_and_malformed_settings_are_named() {
-        for (table, names) in [("kv_block = 7", "kv_block"), ("kv_blocks = [1]", "kv_blocks"), ("config = \"x\"", "config")]
+        for (table, names) in
+            [("kv_block = 7", "kv_block"), ("kv_blocks = [1]", "kv_blocks"), ("config = \"x\"", "config")]
         {
             let error = parse(&[], table).err().expect("refused").to_string();
             assert!(error.contains(names), "{error}");

@@ -1,7 +1,7 @@
 //! `baton status`: what a router sees of its cluster.
 
 use anyhow::Context as _;
-use rpc::inference::InferenceClient;
+use rpc::inference::{InferenceApi as _, InferenceClient};
 
 use crate::cli::StatusArgs;
 

@@ -1,17 +1,19 @@
 //! `baton up`: a whole cluster on this machine, each role a process of its own.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rpc::inference::InferenceApi as _;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{EngineArgs, UpArgs};
 use crate::cluster::{ChildRecord, ClusterFile};
+use crate::engines::Model;
+use crate::roles::say_ready;
 use crate::supervise::{ChildSpec, Supervisor};
 
 /// Longest time until every worker serves.
@@ -51,7 +53,7 @@ impl Cluster {
     pub(crate) async fn start(args: UpArgs, stop: CancellationToken) -> anyhow::Result<Self> {
         anyhow::ensure!(args.decode > 0, "--decode must be at least 1: decode workers write the answers");
         anyhow::ensure!(args.routers > 0, "--routers must be at least 1");
-        let model = crate::model::resolve(&args.model.model)?;
+        let model = Model::resolve(&args.model)?;
         let file = Arc::new(ClusterFile::create(&bootstrap::env::run_dir()?)?);
         let supervisor = Supervisor::new(file.clone(), stop.clone());
         let registry = match args.registry.as_str() {
@@ -63,7 +65,7 @@ impl Cluster {
         }
         let cluster = Self { file, supervisor, stop, http: args.http, grpc: args.grpc };
         let outcome = tokio::select! {
-            outcome = cluster.wait_until_usable(args.prefill + args.decode, args.routers) => outcome,
+            outcome = cluster.wait_until_all_serve(args.prefill + args.decode, args.routers) => outcome,
             error = cluster.failed() => Err(error),
         };
         if let Err(error) = outcome {
@@ -107,45 +109,52 @@ impl Cluster {
     }
 
     /// The line that scripts wait for.
-    #[allow(clippy::print_stdout, reason = "the ready line is this command's interface")]
     pub(crate) fn announce_ready(&self) {
-        println!("ready http={} grpc={} admin={}", self.http_url(), self.grpc_address(), self.admin_url());
+        say_ready(&format!("ready http={} grpc={} admin={}", self.http_url(), self.grpc_address(), self.admin_url()));
     }
 
-    async fn wait_until_usable(&self, n_workers: usize, n_routers: usize) -> anyhow::Result<()> {
-        let deadline = Instant::now() + START_TIMEOUT;
+    async fn wait_until_all_serve(&self, n_workers: usize, n_routers: usize) -> anyhow::Result<()> {
         let progress = bootstrap::progress::spinner("starting");
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             let children = self.file.children();
-            let announced = children.iter().filter(|c| !c.ports.is_empty()).count();
-            progress.set_message(format!("starting: {announced} of {} processes listen", n_workers + n_routers));
-            if announced == n_workers + n_routers {
-                let routers = children.iter().filter(|c| c.role == "router");
-                let mut usable = true;
-                for router in routers {
-                    usable &= usable_workers(router).await.is_some_and(|n| n >= n_workers);
+            let routers: Vec<u16> =
+                children.iter().filter(|c| c.role == "router").filter_map(|c| c.ports.get("grpc").copied()).collect();
+            if routers.len() == n_routers {
+                for port in routers {
+                    wait_until_usable(&format!("127.0.0.1:{port}"), n_workers).await?;
                 }
-                if usable {
-                    return Ok(());
-                }
+                progress.finish();
+                return Ok(());
             }
-            anyhow::ensure!(
-                Instant::now() < deadline,
-                "not all workers serve after {} s: {announced} of {} processes listen",
-                START_TIMEOUT.as_secs(),
-                n_workers + n_routers
-            );
+            anyhow::ensure!(Instant::now() < deadline, "the routers do not listen after {} s", START_TIMEOUT.as_secs());
             tokio::time::sleep(POLL).await;
         }
     }
 }
 
-/// How many workers a router would use now; `None` while it does not answer.
-async fn usable_workers(router: &ChildRecord) -> Option<usize> {
-    let port = router.ports.get("grpc")?;
-    let client = rpc::inference::InferenceClient::new(&format!("127.0.0.1:{port}")).ok()?;
-    let state = client.cluster_state().await.ok()?;
-    Some(state.members.iter().filter(|m| m.health == "UP").count())
+/// Waits until the router at `grpc` would use `n_workers` workers.
+///
+/// # Errors
+/// If that is not so within the start timeout.
+pub(crate) async fn wait_until_usable(grpc: &str, n_workers: usize) -> anyhow::Result<()> {
+    let client = rpc::inference::InferenceClient::new(grpc)?;
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        let members = client.cluster_state().await.map(|state| state.members).unwrap_or_default();
+        let usable = members.iter().filter(|m| m.health == "UP" && m.role != "router").count();
+        if usable >= n_workers {
+            return Ok(());
+        }
+        let seen: Vec<_> = members.iter().map(|m| format!("{} {} {}", m.worker, m.health, m.reason)).collect();
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "{usable} of {n_workers} workers serve after {} s: {}",
+            START_TIMEOUT.as_secs(),
+            seen.join(", ")
+        );
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 async fn serve_memory_registry(stop: &CancellationToken) -> anyhow::Result<String> {
@@ -171,18 +180,17 @@ async fn serve_memory_registry(stop: &CancellationToken) -> anyhow::Result<Strin
     Ok(format!("etcd://{address}"))
 }
 
-fn children(args: &UpArgs, model: &Path, registry: &str) -> Vec<ChildSpec> {
+fn children(args: &UpArgs, model: &Model, registry: &str) -> Vec<ChildSpec> {
     let n_workers = args.prefill + args.decode;
     let threads = args.engine.threads.unwrap_or_else(|| (bootstrap::cpu_count() / n_workers).max(1));
-    let model_name = args.model.served_model_name.clone().unwrap_or_else(|| crate::model::served_name(model));
     let common = |role: &'static str, index: usize, flags: Vec<(&str, String)>| {
         let id = format!("{role}-{index}");
         let mut list = vec![role.to_owned(), "--exit-on-stdin-eof".to_owned()];
         let shared = [
             ("--id", id.clone()),
             ("--registry", registry.to_owned()),
-            ("--model", model.display().to_string()),
-            ("--served-model-name", model_name.clone()),
+            ("--model", model.path.display().to_string()),
+            ("--served-model-name", model.name.clone()),
         ];
         for (flag, value) in shared.into_iter().chain(flags) {
             list.extend([flag.to_owned(), value]);
