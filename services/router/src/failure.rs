@@ -1,7 +1,7 @@
 //! What a worker's failure means for a request.
 
 use rpc::reason;
-use types::{Code, Failure, Fault};
+use types::{Code, Failure, Fault, Retry};
 
 /// Reason of a worker that lives but does not go on.
 const STALLED: &str = "STALLED";
@@ -18,12 +18,23 @@ pub(crate) fn out_of_order(message: &str) -> Failure {
 
 /// Whether the worker itself is in doubt, so that others should avoid it for a while.
 pub(crate) fn is_lost(failure: &Failure) -> bool {
-    [reason::PEER_LOST, reason::PEER_UNREACHABLE, reason::MALFORMED_RESPONSE, STALLED].contains(&failure.reason)
+    const REASONS: [&str; 6] = [
+        reason::PEER_LOST,
+        reason::PEER_UNREACHABLE,
+        reason::MALFORMED_RESPONSE,
+        "WORKER_STOPPED",
+        "WORKER_POISONED",
+        STALLED,
+    ];
+    REASONS.contains(&failure.reason)
 }
 
 /// Whether another attempt may succeed. A request is computed from its prompt and its seed alone, so doing it again
 /// elsewhere repeats no effect; what fails by the input or by a fault of ours fails again.
 pub(crate) fn is_retryable(failure: &Failure) -> bool {
+    if matches!(failure.retry, Retry::Safe(_)) {
+        return true;
+    }
     match failure.code {
         Code::ResourceExhausted
         | Code::Unavailable

@@ -81,10 +81,15 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8], limits: &Limits) -> Result
         let message = format!("the body is nested more than {} levels deep", limits.json_depth);
         return Err(bad("JSON_TOO_DEEP", message, None));
     }
+    if text.trim_ascii_start().starts_with('[') {
+        // What is read as a struct would be read from an array too, by position.
+        return Err(bad("INVALID_ARGUMENT", "the body must be a JSON object".into(), None));
+    }
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        let param = (path != ".").then(|| short(&path));
+        // The root, or a key that was cut off.
+        let param = (!matches!(path.as_str(), "." | "?")).then(|| short(&path));
         let inner = error.into_inner();
         let message = short(&inner.to_string());
         match inner.classify() {

@@ -88,6 +88,7 @@ impl Choice {
             request.keep_special_tokens,
             request.stop.min_tokens,
         );
+        let text = if request.continues_text { text.continuing() } else { text };
         Self {
             pipeline,
             request,
@@ -195,7 +196,7 @@ impl Choice {
             let wake = tokio::select! {
                 biased;
                 first = word(&mut attempt.first), if attempt.first.is_some() => Wake::First(first),
-                event = attempt.decode.next(), if relay.held.is_none() => Wake::Decode(event),
+                event = attempt.decode.next(), if relay.held.is_none() && !relay.closed => Wake::Decode(event),
                 () = tokio::time::sleep_until(relay.late) => Wake::Late,
             };
             let step = match wake {
@@ -240,11 +241,23 @@ impl Choice {
                 for token in std::iter::once(token).chain(relay.held.take()) {
                     match self.take(token, relay).await? {
                         Taken::GoOn => {}
-                        Taken::Finished => return Ok(Step::Finished),
+                        Taken::Finished => {
+                            if !relay.stopped {
+                                // Nothing is to be handed over; the prefill call ends by itself.
+                                attempt.legs.handed_over();
+                            }
+                            return Ok(Step::Finished);
+                        }
                         Taken::Early(_) => {
                             return Ok(Step::Lost(prefill, out_of_order("tokens are missing after the first one")));
                         }
                     }
+                }
+                if relay.closed {
+                    return Ok(Step::Lost(
+                        prefill,
+                        out_of_order("decode finished, but the first token was not the last"),
+                    ));
                 }
                 Ok(Step::GoOn)
             }
@@ -255,7 +268,7 @@ impl Choice {
                 if is_lost(&failure) {
                     self.pipeline.cluster.suspect(&prefill, &failure);
                 }
-                if relay.held.is_some() { Ok(Step::Lost(prefill, failure)) } else { Ok(Step::GoOn) }
+                if relay.held.is_some() || relay.closed { Ok(Step::Lost(prefill, failure)) } else { Ok(Step::GoOn) }
             }
         }
     }
@@ -303,6 +316,11 @@ impl Choice {
             Some(Ok(DecodeEvent::Finished { phases, cached, .. })) => {
                 attempt.legs.decode_ended();
                 relay.add_decode_phases(&phases);
+                if self.finish.is_none() && attempt.first.is_some() && self.journal.is_empty() {
+                    // Prefill's first token is the last one, and under way on another connection.
+                    relay.closed = true;
+                    return Ok(Step::GoOn);
+                }
                 if self.finish.is_none() {
                     return lost(out_of_order("the stream finished before the last token"));
                 }
@@ -388,6 +406,8 @@ enum Step {
 struct Relay {
     /// Decode's second token, while prefill's first one is under way.
     held: Option<Token>,
+    /// Decode has finished, before prefill's word came.
+    closed: bool,
     /// When the attempt counts as stalled.
     late: Instant,
     /// A stop string ended the choice: the worker does not know.
@@ -402,6 +422,7 @@ impl Relay {
     fn new(first_token_time: Duration) -> Self {
         Self {
             held: None,
+            closed: false,
             late: Instant::now() + first_token_time,
             stopped: false,
             n_sent: 0,

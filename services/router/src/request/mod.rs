@@ -116,6 +116,7 @@ struct Request {
     stop_strings: Vec<String>,
     include_stop_string: bool,
     keep_special_tokens: bool,
+    continues_text: bool,
     /// Deltas carry tokens, not only text.
     wants_tokens: bool,
     born: Instant,

@@ -34,6 +34,7 @@ pub(super) struct Permit(#[expect(dead_code, reason = "held, never read")] Owned
 /// A request that may be given to workers.
 pub(crate) struct Admitted {
     prompt: Arc<[TokenId]>,
+    continues_text: bool,
     options: GenerationOptions,
     origin: Origin,
     deadline: Instant,
@@ -96,7 +97,7 @@ impl Tokenized {
     /// # Errors
     /// `ResourceExhausted` when too many wait or it took too long, `DeadlineExceeded`.
     pub(super) async fn queue(self, pipeline: &Pipeline) -> Result<Admitted, Failure> {
-        let Self { prompt, options, origin, deadline, mut clock } = self;
+        let Self { prompt, continues_text, options, origin, deadline, mut clock } = self;
         let now = Instant::now();
         if now >= deadline {
             return Err(rpc::status::deadline_exceeded());
@@ -104,14 +105,14 @@ impl Tokenized {
         let queue_deadline = deadline.min(now + pipeline.limits.queue_time);
         let permit = pipeline.admission.enter(options.n, queue_deadline).await?;
         clock.lap(Phase::Queue);
-        Ok(Admitted { prompt, options, origin, deadline, queue_deadline, clock, permit })
+        Ok(Admitted { prompt, continues_text, options, origin, deadline, queue_deadline, clock, permit })
     }
 }
 
 impl Admitted {
     /// Gives every choice to a task of its own.
     pub(super) fn start(self, pipeline: &Arc<Pipeline>, ended: OutcomeGuard) -> Started {
-        let Self { prompt, options, origin, deadline, queue_deadline, clock, permit } = self;
+        let Self { prompt, continues_text, options, origin, deadline, queue_deadline, clock, permit } = self;
         let n = options.n;
         let cancel = pipeline.tasks.cut.child_token();
         let request = Arc::new(Request {
@@ -123,6 +124,7 @@ impl Admitted {
             stop_strings: options.stop_strings,
             include_stop_string: options.include_stop_string,
             keep_special_tokens: options.keep_special_tokens,
+            continues_text,
             born: origin.born,
             deadline,
             queue_deadline,

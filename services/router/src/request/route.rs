@@ -8,7 +8,7 @@ use rpc::RequestContext;
 use rpc::worker::{ReservationId, Reserve, WorkerApi as _};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use types::{Code, Failure, Retry, WorkerRef};
+use types::{Code, Failure, Retry, TokenId, WorkerRef};
 
 use super::attempt::Legs;
 use super::queue::overloaded;
@@ -117,7 +117,7 @@ impl Pipeline {
 
     /// Asks the best workers once.
     async fn place_once(&self, request: &Request, placing: Placing<'_>) -> Result<Result<Placement, Nothing>, Failure> {
-        let n_prompt = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX).saturating_add(placing.n_generated);
+        let n_prompt = n_tokens(&request.prompt).saturating_add(placing.n_generated);
         let work = Work { n_prompt, n_new: request.stop.max_tokens.saturating_sub(placing.n_generated).max(1) };
         let (mut nothing, mut lost) = (Nothing::NoWorker(no_worker()), None);
         for decode in self.cluster.decodes(work, placing.avoid).into_iter().take(WORKERS_PER_ROUND) {
@@ -125,7 +125,12 @@ impl Pipeline {
             let context = request.context(&decode.info.worker, placing);
             let mut legs = Legs::new(self.tasks.clone());
             legs.arm_decode(decode.clone(), context.clone());
-            let reserve = Reserve { n_prompt, max_new: work.n_new, hold: RESERVATION_HOLD };
+            // The worker counts what was generated before among what is to be generated.
+            let reserve = Reserve {
+                n_prompt: n_tokens(&request.prompt),
+                max_new: request.stop.max_tokens,
+                hold: RESERVATION_HOLD,
+            };
             let reserved = tokio::time::timeout(RESERVE_TIME, decode.client.reserve(context, reserve)).await;
             let failure = match reserved.unwrap_or_else(|_| Err(stalled("the worker does not answer"))) {
                 Ok(reserved) => {
@@ -174,6 +179,10 @@ impl Request {
             choice: placing.choice,
         }
     }
+}
+
+fn n_tokens(prompt: &[TokenId]) -> u32 {
+    u32::try_from(prompt.len()).unwrap_or(u32::MAX)
 }
 
 /// A worker's refusal, as the client may hear it.

@@ -14,6 +14,8 @@ use super::{INLINE_BYTES, Layout, Origin, PhaseClock, Pipeline};
 /// A request whose prompt fits the model.
 pub(crate) struct Tokenized {
     pub(super) prompt: Arc<[TokenId]>,
+    /// The answer goes on where the prompt's text ends.
+    pub(super) continues_text: bool,
     /// Valid, `max_tokens` at least 1.
     pub(super) options: GenerationOptions,
     pub(super) origin: Origin,
@@ -28,7 +30,8 @@ impl Accepted {
     /// A template that refuses the conversation, an empty prompt, or one that is longer than the context.
     pub(super) async fn tokenize(self, pipeline: &Pipeline) -> Result<Tokenized, Failure> {
         let Self { input, layout, mut options, origin, deadline, mut clock } = self;
-        let param = if matches!(input, Input::Chat(_)) { "messages" } else { "prompt" };
+        let continues_text = !matches!(input, Input::Chat(_));
+        let param = if continues_text { "prompt" } else { "messages" };
         let context = pipeline.cluster.max_context().ok_or_else(no_worker)?;
         let prompt = pipeline.tokenize(input, layout, param, Some(context)).await?;
         if prompt.is_empty() {
@@ -44,7 +47,7 @@ impl Accepted {
         stop.min_tokens = stop.min_tokens.min(stop.max_tokens);
         stop.validate(pipeline.text.tokenizer.n_vocab()).map_err(accept::invalid)?;
         clock.lap(Phase::Tokenize);
-        Ok(Tokenized { prompt: prompt.into(), options, origin, deadline, clock })
+        Ok(Tokenized { prompt: prompt.into(), continues_text, options, origin, deadline, clock })
     }
 }
 
