@@ -46,10 +46,6 @@ impl ClusterFile {
         Ok(file)
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Children in order of their ids.
     pub(crate) fn children(&self) -> Vec<ChildRecord> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
@@ -95,7 +91,7 @@ mod tests {
         let file = ClusterFile::create(&dir).expect("a temporary directory is writable");
         let child = |id: &str, pid| ChildRecord { role: "decode".into(), pid, id: id.into(), ports: BTreeMap::new() };
         let read = || -> serde_json::Value {
-            serde_json::from_slice(&std::fs::read(file.path()).expect("written")).expect("whole JSON")
+            serde_json::from_slice(&std::fs::read(&file.path).expect("written")).expect("whole JSON")
         };
         assert_eq!(read()["children"], serde_json::json!([]));
         file.set(child("decode-0", 1)).expect("set");

@@ -115,6 +115,8 @@ async fn run_once(spec: &ChildSpec, file: &ClusterFile, stop: &CancellationToken
         .spawn()
         .with_context(|| format!("cannot start {}", spec.id))?;
     let pid = child.id().context("a child that was just started has a pid")?;
+    // Kept open as long as the child runs: its end tells the child that this process is gone. Waiting closes it.
+    let _lifeline = child.stdin.take();
     let mut record =
         ChildRecord { role: spec.role.to_owned(), pid, id: spec.id.clone(), ports: std::collections::BTreeMap::new() };
     file.set(record.clone())?;
