@@ -2,7 +2,7 @@
 //! orderly shutdown.
 //!
 //! Not here: what a role does, command-line parsing. This is the only crate that reads the environment
-//! ([`env`]) and settings files ([`config`]).
+//! ([`mod@env`]) and settings files ([`config`]).
 //! Begin with [`Runtime`], which a service's `run` is given.
 
 pub mod admin;

@@ -68,3 +68,42 @@ fn log_panic(info: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current();
     tracing::error!(location, thread = thread.name().unwrap_or("unnamed"), "a task panicked");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic while writing").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_is_logged_without_its_payload() {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(log_panic));
+        let result = tracing::subscriber::with_default(subscriber, || {
+            std::panic::catch_unwind(|| panic!("the prompt was {}", "secret"))
+        });
+        std::panic::set_hook(before);
+        assert!(result.is_err());
+        let text = String::from_utf8(buffer.0.lock().expect("written").clone()).expect("text");
+        assert!(text.contains("logging.rs:"), "{text}");
+        assert!(!text.contains("secret") && !text.contains("prompt"), "{text}");
+    }
+}

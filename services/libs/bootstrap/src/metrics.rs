@@ -64,7 +64,7 @@ impl Collector for Uptime {
         let uptime = ConstGauge::new(self.0.elapsed().as_secs_f64());
         let metric = encoder.encode_descriptor(
             "process_uptime",
-            "Time since this process started",
+            "Time since this process started.",
             Some(&Unit::Seconds),
             uptime.metric_type(),
         )?;

@@ -206,6 +206,16 @@ mod tests {
         assert!(!stuck.finish(Duration::from_millis(10)).await);
     }
 
+    #[tokio::test]
+    async fn a_signal_begins_the_shutdown() {
+        let stop = shutdown_signal().expect("handlers can be installed");
+        assert!(!stop.is_cancelled());
+        let own = std::process::id().to_string();
+        let sent = std::process::Command::new("kill").args(["-TERM", &own]).status().expect("kill runs");
+        assert!(sent.success());
+        tokio::time::timeout(Duration::from_secs(5), stop.cancelled()).await.expect("noticed");
+    }
+
     #[test]
     fn announces_bound_ports_only() {
         let runtime = Runtime::new("router", "r0", CancellationToken::new());

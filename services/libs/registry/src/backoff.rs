@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// How long a connection must have worked for the next attempt to begin with the shortest wait.
+pub(crate) const STABLE: Duration = Duration::from_secs(5);
+
 /// Doubles from a minimum to a maximum; each wait is drawn between half and all of it, so that many clients of one
 /// registry do not come back in step.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use types::Epoch;
 
 use crate::backend::{Backend, BackendError, Change, Connection, Entry, Feed};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, STABLE};
 use crate::cluster::{Timing, within};
 use crate::record::Record;
 use crate::{Registered, View};
@@ -27,13 +27,17 @@ pub(crate) async fn run<B: Backend>(
     view: watch::Sender<Arc<View>>,
     stop: CancellationToken,
 ) {
-    let mut mirror = Mirror { known: Known::new(prefix.clone(), timing.clone()), prefix, timing, view, heard: None };
+    let known = Known::new(prefix.clone(), timing.clone());
+    let mut mirror = Mirror { known, prefix, timing, view, heard: None, opened: None };
     let mut backoff = Backoff::new(mirror.timing.backoff_min, mirror.timing.mirror_backoff_max);
     loop {
         let error = tokio::select! {
-            error = mirror.follow(&*backend, &mut backoff) => error,
+            error = mirror.follow(&*backend) => error,
             () = stop.cancelled() => return,
         };
+        if mirror.opened.take().is_some_and(|opened| opened.elapsed() >= STABLE) {
+            backoff.reset();
+        }
         mirror.disconnected(&error);
         tokio::select! {
             () = tokio::time::sleep(backoff.next()) => {}
@@ -49,16 +53,18 @@ struct Mirror {
     view: watch::Sender<Arc<View>>,
     /// Last word from the registry, ever.
     heard: Option<Instant>,
+    /// When the present connection began to work.
+    opened: Option<Instant>,
 }
 
 impl Mirror {
     /// One connection, until it fails.
-    async fn follow<B: Backend>(&mut self, backend: &B, backoff: &mut Backoff) -> BackendError {
+    async fn follow<B: Backend>(&mut self, backend: &B) -> BackendError {
         let (mut connection, mut feed) = match self.open(backend).await {
             Ok(opened) => opened,
             Err(error) => return error,
         };
-        backoff.reset();
+        self.opened = Some(Instant::now());
         let mut probe = tokio::time::interval(self.timing.probe_interval);
         probe.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

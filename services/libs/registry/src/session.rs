@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use types::Epoch;
 
 use crate::Member;
 use crate::backend::{Backend, BackendError, Connection, Created, Entry, Heart};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, STABLE};
 use crate::cluster::{Timing, within};
 use crate::mirror::epoch;
 use crate::record::Record;
@@ -95,15 +95,20 @@ impl<B: Backend> Session<B> {
                     () = self.stop.cancelled() => return Ok(()),
                 }
             };
-            backoff.reset();
             if std::mem::take(down) {
                 tracing::info!(epoch = self.epoch.borrow().0, "registered, the registry answers again");
             }
-            match self.keep(&mut connection, held, heart).await? {
+            let since = Instant::now();
+            let kept = self.keep(&mut connection, held, heart).await;
+            if since.elapsed() >= STABLE {
+                backoff.reset();
+            }
+            match kept? {
                 Kept::Left => return Ok(()),
                 Kept::Lost(why) => {
                     tracing::warn!(why, "the registration is lost, registering again");
                     self.held = None;
+                    tokio::time::sleep(backoff.next()).await;
                 }
             }
         }

@@ -1,6 +1,8 @@
 //! The contract, as one suite that runs on every backend: the store in memory, the same store over etcd's wire,
 //! and a real etcd (its binary named by `BATON_ETCD`; skipped, loudly, without one).
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "measured times and skipped suites are told")]
+
 mod etcdctl;
 mod membership;
 mod outages;

@@ -9,6 +9,9 @@ pub struct KeyRange {
     end: End,
 }
 
+/// First and last key, for a sorted map.
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum End {
     /// `start` alone.
@@ -66,7 +69,7 @@ impl KeyRange {
     }
 
     /// Bounds for a sorted map; `None` if no key can be in them.
-    pub(super) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(super) fn bounds(&self) -> Option<Bounds<'_>> {
         let start = Bound::Included(self.start.as_slice());
         match &self.end {
             End::Single => Some((start, start)),
