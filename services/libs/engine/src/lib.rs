@@ -18,4 +18,5 @@ mod step;
 
 pub use api::{Engine, EngineError, LogitRows, Mask, ModelInfo, Slice, SliceProblem};
 pub use config::{Compute, EngineConfig};
+pub use kernels::Isa;
 pub use source::{LoadError, LoadProgress, ModelSource, open};

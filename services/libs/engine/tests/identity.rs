@@ -1,0 +1,245 @@
+//! A sequence's logits and KV are the same bits however it is cut, batched and computed.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use engine::{Compute, Engine, EngineConfig, LogitRows, Mask, Slice, offline};
+use kernels::Isa;
+use types::{BlockIdx, TokenId};
+
+use common::{bits, config, golden_cases, open};
+
+/// Tiny models: unquantised, with several weight formats, and tied.
+fn models() -> Vec<PathBuf> {
+    let model = |case: PathBuf| Some(case.join("model.gguf")).filter(|p| p.is_file()).unwrap_or(case);
+    golden_cases("llama").into_iter().map(model).collect()
+}
+
+fn prompt(n: usize, seed: u32) -> Vec<TokenId> {
+    (0..n as u32).map(|i| (i * i * 7 + i * 13 + seed * 31) % 96).collect()
+}
+
+fn settings(compute: Compute) -> impl Iterator<Item = EngineConfig> {
+    let all = Isa::available().into_iter().flat_map(|isa| [1, 2, 3].map(|threads| (isa, threads)));
+    all.map(move |(isa, threads)| EngineConfig { threads, isa: Some(isa), kv_blocks: 64, ..config(compute) })
+}
+
+/// A sequence with blocks of its own.
+struct Sequence {
+    tokens: Vec<TokenId>,
+    positions: Vec<u32>,
+    blocks: Vec<BlockIdx>,
+    done: usize,
+}
+
+impl Sequence {
+    fn new(engine: &dyn Engine, tokens: Vec<TokenId>, first_block: u32) -> Self {
+        let n_blocks = tokens.len().div_ceil(engine.arena().block_tokens()) as u32;
+        // Not in order.
+        let blocks: Vec<_> = (0..n_blocks).rev().map(|b| BlockIdx(first_block + b)).collect();
+        blocks.iter().for_each(|b| engine.arena().reset(b.0));
+        Self { positions: (0..tokens.len() as u32).collect(), tokens, blocks, done: 0 }
+    }
+
+    fn next(&self, n: usize, logits: LogitRows) -> Slice<'_> {
+        let end = self.tokens.len().min(self.done + n);
+        Slice {
+            tokens: &self.tokens[self.done..end],
+            positions: &self.positions[self.done..end],
+            first_row: self.done as u32,
+            blocks: &self.blocks,
+            mask: Mask::Causal,
+            logits,
+        }
+    }
+
+    /// All bytes of its KV.
+    fn kv(&self, engine: &dyn Engine) -> Vec<u8> {
+        let arena = engine.arena();
+        let mut all = Vec::new();
+        for layer in 0..arena.n_layers() {
+            for block in &self.blocks {
+                let mut cell = vec![0; arena.cell_bytes(layer)];
+                arena.export(layer, block.0, arena.rows(layer, block.0), &mut cell).unwrap();
+                all.extend(cell);
+            }
+        }
+        all
+    }
+}
+
+fn forward(engine: &mut dyn Engine, slices: &[Slice<'_>]) -> Vec<f32> {
+    let mut logits = Vec::new();
+    engine.forward(slices, &mut logits, &mut |_| ControlFlow::Continue(())).unwrap();
+    logits
+}
+
+/// Logits of all tokens and the KV, computed in chunks.
+fn alone(engine: &mut dyn Engine, tokens: &[TokenId], chunk: usize) -> (Vec<u32>, Vec<u8>) {
+    let mut sequence = Sequence::new(engine, tokens.to_vec(), 3);
+    let mut logits = Vec::new();
+    while sequence.done < tokens.len() {
+        logits.extend(forward(engine, &[sequence.next(chunk, LogitRows::All)]));
+        sequence.done = tokens.len().min(sequence.done + chunk);
+    }
+    (bits(&logits), sequence.kv(engine))
+}
+
+#[test]
+fn chunks_threads_and_instructions_do_not_change_a_bit() {
+    for model in models() {
+        for compute in [Compute::F32, Compute::Auto] {
+            let tokens = prompt(70, 1);
+            let mut first = None;
+            for config in settings(compute) {
+                let mut engine = open(&model, &config);
+                for chunk in [70, 1, 5, 16, 64] {
+                    let found = alone(&mut *engine, &tokens, chunk);
+                    let same = first.get_or_insert_with(|| found.clone()) == &found;
+                    assert!(same, "{} {config:?} chunk {chunk}", model.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn companions_in_the_batch_do_not_change_a_bit() {
+    for model in models() {
+        for compute in [Compute::F32, Compute::Auto] {
+            let mut engine = open(&model, &EngineConfig { threads: 2, kv_blocks: 64, ..config(compute) });
+            let prompts = [prompt(37, 1), prompt(1, 2), prompt(64, 3), prompt(20, 4)];
+            let expected: Vec<_> = prompts.iter().map(|p| alone(&mut *engine, p, p.len())).collect();
+            let n_vocab = engine.model().n_vocab;
+            for rounds in [[1, 1, 1, 1], [7, 1, 64, 3], [37, 1, 16, 2]] {
+                let mut sequences: Vec<_> =
+                    prompts.iter().zip(0..).map(|(p, i)| Sequence::new(&*engine, p.clone(), 10 + 5 * i)).collect();
+                let mut logits = vec![Vec::new(); sequences.len()];
+                while sequences.iter().any(|s| s.done < s.tokens.len()) {
+                    let (mut slices, mut owners) = (Vec::new(), Vec::new());
+                    for (i, sequence) in sequences.iter().enumerate().filter(|(_, s)| s.done < s.tokens.len()) {
+                        slices.push(sequence.next(rounds[i], LogitRows::All));
+                        owners.push((i, slices[slices.len() - 1].tokens.len()));
+                    }
+                    let found = forward(&mut *engine, &slices);
+                    let mut rest = &found[..];
+                    for (i, n) in owners {
+                        let (now, later) = rest.split_at(n * n_vocab);
+                        logits[i].extend_from_slice(now);
+                        sequences[i].done += n;
+                        rest = later;
+                    }
+                }
+                for ((sequence, logits), expected) in sequences.iter().zip(&logits).zip(&expected) {
+                    assert!(bits(logits) == expected.0 && sequence.kv(&*engine) == expected.1, "{}", model.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_wanted_rows_come_back_in_order() {
+    for model in models() {
+        let mut engine = open(&model, &EngineConfig { kv_blocks: 64, ..config(Compute::Auto) });
+        let n_vocab = engine.model().n_vocab;
+        let wanted = [LogitRows::Last, LogitRows::None, LogitRows::All, LogitRows::Last];
+        let prompts = [prompt(20, 1), prompt(5, 2), prompt(3, 3), prompt(1, 4)];
+        let mut expected = Vec::new();
+        for (tokens, wanted) in prompts.iter().zip(wanted) {
+            let (all, _) = alone(&mut *engine, tokens, tokens.len());
+            expected.extend_from_slice(&all[all.len() - wanted.count(tokens.len()) * n_vocab..]);
+        }
+        let sequences: Vec<_> =
+            prompts.iter().zip(0..).map(|(p, i)| Sequence::new(&*engine, p.clone(), 10 + 5 * i)).collect();
+        let slices: Vec<_> = sequences.iter().zip(wanted).map(|(s, w)| s.next(99, w)).collect();
+        assert_eq!(bits(&forward(&mut *engine, &slices)), expected, "{}", model.display());
+    }
+}
+
+#[test]
+fn a_branch_of_a_tree_equals_the_same_tokens_alone() {
+    for model in models() {
+        let mut engine = open(&model, &EngineConfig { kv_blocks: 64, ..config(Compute::Auto) });
+        let n_vocab = engine.model().n_vocab;
+        for n_before in [13, 16, 30] {
+            let before = prompt(n_before, 1);
+            let tree = prompt(6, 9);
+            let parents = [None, Some(0), None, Some(1), Some(2), Some(3)];
+            let depths = [0, 1, 0, 2, 1, 3];
+            let mut sequence = Sequence::new(&*engine, [&before[..], &tree].concat(), 10);
+            forward(&mut *engine, &[sequence.next(n_before, LogitRows::None)]);
+            sequence.done = n_before;
+            let positions: Vec<_> = depths.iter().map(|d| (n_before + d) as u32).collect();
+            let slice = sequence.next(6, LogitRows::All);
+            let slice = Slice { positions: &positions, mask: Mask::Ancestors(&parents), ..slice };
+            let found = forward(&mut *engine, &[slice]);
+            for branch in [&[0, 1, 3, 5][..], &[2, 4]] {
+                let tokens: Vec<_> = before.iter().copied().chain(branch.iter().map(|&i| tree[i])).collect();
+                let (expected, _) = alone(&mut *engine, &tokens, tokens.len());
+                for (depth, &i) in branch.iter().enumerate() {
+                    let row = &found[i * n_vocab..(i + 1) * n_vocab];
+                    assert_eq!(bits(row), expected[(n_before + depth) * n_vocab..][..n_vocab], "{}", model.display());
+                }
+            }
+        }
+    }
+}
+
+/// The tests above would see a change: one flipped bit of one key changes the logits.
+#[test]
+fn a_changed_bit_of_the_cache_shows() {
+    for model in models() {
+        for compute in [Compute::F32, Compute::Auto] {
+            let mut engine = open(&model, &EngineConfig { kv_blocks: 64, ..config(compute) });
+            let tokens = prompt(40, 1);
+            let last = |engine: &mut dyn Engine, flip: bool| {
+                let mut sequence = Sequence::new(engine, tokens.clone(), 3);
+                forward(engine, &[sequence.next(39, LogitRows::None)]);
+                sequence.done = 39;
+                if flip {
+                    let arena = engine.arena().clone();
+                    let block = sequence.blocks[0].0;
+                    let cells: Vec<_> = (0..arena.n_layers())
+                        .map(|layer| {
+                            let mut cell = vec![0; arena.cell_bytes(layer)];
+                            arena.export(layer, block, 16, &mut cell).unwrap();
+                            cell
+                        })
+                        .collect();
+                    arena.reset(block);
+                    for (layer, mut cell) in cells.into_iter().enumerate() {
+                        cell[2] ^= u8::from(layer == 0) << 6;
+                        arena.import(layer, block, 16, &cell).unwrap();
+                    }
+                }
+                bits(&forward(engine, &[sequence.next(1, LogitRows::Last)]))
+            };
+            let (whole, changed) = (last(&mut *engine, false), last(&mut *engine, true));
+            assert_eq!(whole, last(&mut *engine, false));
+            assert_ne!(whole, changed, "{}", model.display());
+        }
+    }
+}
+
+#[test]
+fn offline_helpers_do_not_depend_on_chunks() {
+    for model in models() {
+        let mut engine = open(&model, &EngineConfig { kv_blocks: 64, ..config(Compute::Auto) });
+        let tokens = prompt(90, 5);
+        let whole = offline::logits(&mut *engine, &tokens, 0).unwrap();
+        assert_eq!(bits(&whole), bits(&offline::logits(&mut *engine, &tokens, 7).unwrap()));
+        let n_vocab = engine.model().n_vocab;
+        let rows = whole.chunks_exact(n_vocab).zip(&tokens[1..]);
+        let by_hand: f64 = rows
+            .map(|(row, &next)| {
+                let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                sum.ln() - f64::from(row[next as usize])
+            })
+            .sum();
+        let found = offline::nll(&mut *engine, &tokens).unwrap();
+        assert!((found - by_hand).abs() < 1e-6 * by_hand, "{found} {by_hand}");
+    }
+}
