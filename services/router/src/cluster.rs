@@ -54,6 +54,12 @@ pub(crate) struct Worker {
     pub(crate) client: WorkerClient,
 }
 
+impl Worker {
+    pub(crate) fn name(&self) -> String {
+        self.info.worker.id.to_string()
+    }
+}
+
 /// Counts work at a worker until dropped, then says that room may have come free.
 pub(crate) struct Occupancy {
     cluster: Arc<Cluster>,

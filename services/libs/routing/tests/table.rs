@@ -154,7 +154,7 @@ fn a_new_incarnation_starts_afresh_and_words_about_the_old_one_are_ignored() {
     let guard = t.start(&old, WORK);
     t.suspect(&old, NOW * 2);
     let changes = t.set_members([worker(Role::Decode, "d0", 2)]);
-    assert_eq!(changes.left, [old.clone()]);
+    assert_eq!(changes.left, std::slice::from_ref(&old));
     assert_eq!(changes.joined.len(), 1);
     t.report(&old, load(10, 0, 0));
     t.suspect(&old, NOW * 2);

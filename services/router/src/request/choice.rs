@@ -16,6 +16,7 @@ use super::events::{ChoiceEvent, Summary};
 use super::journal::{Journal, Place};
 use super::route::Placing;
 use super::{Pipeline, Request};
+use crate::cluster::Worker;
 use crate::failure::{is_lost, is_retryable, out_of_order, stalled};
 use crate::metrics::AttemptKind;
 
@@ -109,7 +110,10 @@ impl Choice {
         let served = tokio::select! {
             biased;
             () = cancel.cancelled() => {
-                // Heard only when it is the router that ends, not the client that left.
+                if !self.pipeline.is_cut() {
+                    tracing::debug!(n_sent = self.journal.len(), "the client left");
+                    return;
+                }
                 Err(Ended::Failed(Failure::new(Code::Unavailable, "SHUTTING_DOWN", "the router is shutting down")))
             }
             served = tokio::time::timeout_at(deadline, Box::pin(self.serve())) => {
@@ -169,9 +173,8 @@ impl Choice {
         }
         let mut attempt = Attempt::start(&pipeline, &request, placing, placement, self.journal.ids());
         self.summary.timeline.phases.add(Phase::Route, routing.elapsed());
-        let name = |worker: &crate::cluster::Worker| worker.info.worker.id.to_string();
-        self.summary.timeline.decode_worker = name(&attempt.decode_worker);
-        self.summary.timeline.prefill_worker = attempt.prefill_worker.as_ref().map(name).unwrap_or_default();
+        self.summary.timeline.decode_worker = attempt.decode_worker.name();
+        self.summary.timeline.prefill_worker = attempt.prefill_worker.as_ref().map(Worker::name).unwrap_or_default();
 
         let mut relay = Relay::new(pipeline.limits.first_token_time);
         let outcome = self.relay(&mut attempt, &mut relay, avoid).await;

@@ -178,6 +178,10 @@ impl Pipeline {
         self.tasks.cut.cancel();
     }
 
+    fn is_cut(&self) -> bool {
+        self.tasks.cut.is_cancelled()
+    }
+
     /// The served model, under its name.
     ///
     /// # Errors
