@@ -109,7 +109,11 @@ impl Prefill {
     /// Dropping the stream cancels job and offer: it owns both.
     fn events(mut self, admitted: Admitted) -> EventStream<PrefillEvent> {
         async_stream::try_stream! {
-            let (offer, phases) = admitted.unless_cancelled(self.start()).await?;
+            let started = admitted.unless_cancelled(self.start()).await;
+            if let Err(failure) = &started {
+                self.refuse(failure);
+            }
+            let (offer, phases) = started?;
             yield PrefillEvent::Started { phases };
 
             let first = admitted.unless_cancelled(self.run.first_token()).await;
@@ -155,6 +159,12 @@ impl Prefill {
         let mut phases = PhaseTimes::default();
         phases.add(Phase::PrefillQueue, started.queue_time);
         Ok((self.source.offer(offer)?, phases))
+    }
+
+    /// The reader may be waiting for the offer already.
+    fn refuse(&self, failure: &Failure) {
+        let context = &self.context;
+        self.source.refuse(context.request, context.choice, context.owner_epoch, failure.clone());
     }
 
     fn handoff(&self, first: &Token) -> Handoff {

@@ -134,7 +134,7 @@ pub async fn run(
         () = runtime.shutdown().cancelled() => Ok(()),
         () = ready::follow(&worker, &gate, &servers.ready) => Ok(()),
         () = follow_epoch(&membership, &identity) => Ok(()),
-        () = say_draining(&membership, &gate, member.clone()) => Ok(()),
+        () = say_draining(&worker, &membership, &gate, member.clone()) => Ok(()),
         health = ready::broken(&worker) => Err(anyhow::anyhow!("the worker can compute nothing any more: {health:?}")),
         failure = failures.recv() => Err(failure.unwrap_or_else(|| anyhow::anyhow!("every server has ended"))),
     };
@@ -186,13 +186,14 @@ async fn follow_epoch(membership: &Membership, identity: &watch::Sender<WorkerRe
     }
 }
 
-/// Tells the registry once this worker drains; never returns.
-async fn say_draining(membership: &Membership, gate: &Gate, member: Member) {
+/// Once this worker is told to drain, says so: to the registry, and by its load; never returns.
+async fn say_draining(worker: &WorkerHandle, membership: &Membership, gate: &Gate, member: Member) {
     let mut draining = gate.draining();
-    if draining.wait_for(|draining| *draining).await.is_ok()
-        && let Err(error) = membership.update(Member { draining: true, ..member }).await
-    {
-        tracing::warn!(%error, "cannot say that this worker is draining");
+    if draining.wait_for(|draining| *draining).await.is_ok() {
+        if let Err(error) = membership.update(Member { draining: true, ..member }).await {
+            tracing::warn!(%error, "cannot say that this worker is draining");
+        }
+        worker.drain().await;
     }
     std::future::pending().await
 }

@@ -108,10 +108,15 @@ impl OfferHandle {
 
 impl Drop for OfferHandle {
     fn drop(&mut self) {
-        self.source.withdraw(&self.offered);
-        // Does not replace an earlier end.
         let message = "the prefill worker withdrew its offer";
-        self.offered.set_state(State::Failed(Failure::new(Code::Aborted, "KV_WITHDRAWN", message)));
+        let withdrawn = Failure::new(Code::Aborted, "KV_WITHDRAWN", message);
+        // Does not replace an earlier failure.
+        self.offered.set_state(State::Failed(withdrawn.clone()));
+        let failure = match &*self.offered.state.borrow() {
+            State::Failed(failure) => failure.clone(),
+            State::Computing | State::Ready(_) => withdrawn,
+        };
+        self.source.withdraw(&self.offered, failure);
     }
 }
 

@@ -19,7 +19,7 @@ use crate::frame::{CellId, Checksum, Expected, checksum, rows_of_block};
 use crate::manifest::{Closing, write_manifest};
 use crate::metrics::Direction;
 use crate::offer::{Offered, State};
-use crate::source::Source;
+use crate::source::{Found, Source};
 
 /// Frames are put together to messages of about this size.
 const BATCH_BYTES: usize = 1 << 20;
@@ -122,9 +122,13 @@ impl Fetch<'_> {
             tokio::pin!(arrived);
             // Before looking, so that an offer made in between is not missed.
             arrived.as_mut().enable();
-            if let Some(offered) = self.source.find((self.ask.request, self.ask.choice)) {
-                self.check(&offered)?;
-                return Ok(offered);
+            match self.source.find((self.ask.request, self.ask.choice), self.ask.owner_epoch) {
+                Found::Offer(offered) => {
+                    self.check(&offered)?;
+                    return Ok(offered);
+                }
+                Found::Ended(failure) => return Err(failure.into()),
+                Found::NotYet => {}
             }
             if self.ask.worker != self.source.worker() {
                 return Err(stale_epoch(&self.ask.worker, &self.source.worker()).into());

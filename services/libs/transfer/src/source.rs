@@ -1,14 +1,14 @@
 //! The offering side: a table of offers, and who may fetch them.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kernels::kv::KvArena;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::task::TaskTracker;
-use types::{Code, Compatibility, Failure, RequestId, WorkerRef};
+use types::{Code, Compatibility, Epoch, Failure, RequestId, WorkerRef};
 
 use crate::Metrics;
 use crate::offer::{Offer, OfferHandle, Offered};
@@ -37,6 +37,30 @@ impl Default for SourceConfig {
     }
 }
 
+/// Ended offers that are remembered, so that a late fetch is told at once instead of waiting.
+const ENDED_MAX: usize = 4096;
+
+type Key = (RequestId, u32);
+
+#[derive(Default)]
+struct Offers {
+    open: HashMap<Key, Arc<Offered>>,
+    /// Why there is nothing to fetch any more, for this owner and those before it.
+    ended: HashMap<Key, (Epoch, Failure)>,
+    /// Keys of `ended`, oldest first; some may have been offered anew.
+    order: VecDeque<Key>,
+}
+
+/// What a fetch finds.
+pub(crate) enum Found {
+    /// The offer.
+    Offer(Arc<Offered>),
+    /// It has ended, or will never be.
+    Ended(Failure),
+    /// It may come.
+    NotYet,
+}
+
 /// Serves the KV of one worker's arena.
 pub struct Source {
     arena: Arc<KvArena>,
@@ -44,7 +68,7 @@ pub struct Source {
     worker: watch::Receiver<WorkerRef>,
     config: SourceConfig,
     metrics: Metrics,
-    offers: Mutex<HashMap<(RequestId, u32), Arc<Offered>>>,
+    offers: Mutex<Offers>,
     arrived: Notify,
     permits: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -84,24 +108,38 @@ impl Source {
             return Err(Failure::internal(message));
         }
         let offered = Arc::new(Offered::new(offer));
-        match self.offers().entry(offered.key()) {
+        let mut offers = self.offers();
+        match offers.open.entry(offered.key()) {
             Entry::Occupied(_) => {
                 let message = "this choice of the request is on offer already";
                 return Err(Failure::new(Code::FailedPrecondition, rpc::reason::DUPLICATE_REQUEST, message));
             }
             Entry::Vacant(entry) => entry.insert(offered.clone()),
         };
+        offers.ended.remove(&offered.key());
+        drop(offers);
         self.arrived.notify_waiters();
         Ok(OfferHandle::new(self.clone(), offered))
     }
 
-    /// Offers that have not ended.
-    pub fn n_offers(&self) -> usize {
-        self.offers().len()
+    /// There will be no offer: whoever waits for it, or comes later, is told why.
+    pub fn refuse(&self, request: RequestId, choice: u32, owner_epoch: Epoch, failure: Failure) {
+        self.offers().end((request, choice), owner_epoch, failure);
+        self.arrived.notify_waiters();
     }
 
-    pub(crate) fn find(&self, key: (RequestId, u32)) -> Option<Arc<Offered>> {
-        self.offers().get(&key).cloned()
+    /// Offers that have not ended.
+    pub fn n_offers(&self) -> usize {
+        self.offers().open.len()
+    }
+
+    pub(crate) fn find(&self, key: Key, owner_epoch: Epoch) -> Found {
+        let offers = self.offers();
+        match (offers.open.get(&key), offers.ended.get(&key)) {
+            (Some(offered), _) => Found::Offer(offered.clone()),
+            (None, Some((owner, failure))) if owner_epoch <= *owner => Found::Ended(failure.clone()),
+            (None, _) => Found::NotYet,
+        }
     }
 
     /// Resolves at the next offer after its first poll or `enable`.
@@ -109,11 +147,12 @@ impl Source {
         self.arrived.notified()
     }
 
-    /// Takes an ended offer out of the table.
-    pub(crate) fn withdraw(&self, offered: &Arc<Offered>) {
+    /// Takes an offer out of the table; later fetches are told the failure.
+    pub(crate) fn withdraw(&self, offered: &Arc<Offered>, failure: Failure) {
         let mut offers = self.offers();
-        if offers.get(&offered.key()).is_some_and(|found| Arc::ptr_eq(found, offered)) {
-            offers.remove(&offered.key());
+        if offers.open.get(&offered.key()).is_some_and(|found| Arc::ptr_eq(found, offered)) {
+            offers.open.remove(&offered.key());
+            offers.end(offered.key(), offered.owner_epoch, failure);
         }
     }
 
@@ -145,7 +184,20 @@ impl Source {
         &self.tasks
     }
 
-    fn offers(&self) -> MutexGuard<'_, HashMap<(RequestId, u32), Arc<Offered>>> {
+    fn offers(&self) -> MutexGuard<'_, Offers> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Offers {
+    fn end(&mut self, key: Key, owner: Epoch, failure: Failure) {
+        if self.ended.insert(key, (owner, failure)).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > ENDED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ended.remove(&oldest);
+        }
     }
 }

@@ -73,6 +73,28 @@ async fn a_fetch_without_an_offer_ends() {
     assert_eq!((refused.code, refused.reason), (Code::NotFound, "KV_NOT_OFFERED"));
 }
 
+#[tokio::test]
+async fn a_late_fetch_is_told_at_once_that_the_offer_has_ended() {
+    let bed = Bed::new(256).await;
+    let (offer, _computing) = bed.offer(3);
+    offer.fail(Failure::new(Code::Aborted, "CHOICE_FINISHED", "nothing to hand over"));
+    drop(offer);
+    assert_eq!(refusal(&bed, &bed.pull(3)).await.reason, "CHOICE_FINISHED");
+
+    // A newer owner waits for an offer of its own.
+    let mut newer = bed.pull(3);
+    newer.owner_epoch = Epoch(6);
+    assert_eq!(refusal(&bed, &newer).await.reason, "KV_NOT_OFFERED");
+
+    let pull = bed.pull(5);
+    bed.source.refuse(pull.request, pull.choice, Epoch(7), Failure::cancelled());
+    assert_eq!(refusal(&bed, &pull).await.reason, "CANCELLED");
+    let (offer, computing) = bed.offer(5);
+    computing.publish_all();
+    offer.finish(handoff(5));
+    bed.puller.pull(&pull).await.unwrap();
+}
+
 /// Changes one thing about a pull, and says what the source must answer.
 async fn check_refused(reason: &str, change: fn(&mut Pull)) {
     let bed = Bed::new(256).await;
