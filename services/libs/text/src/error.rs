@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use types::{Code, Failure};
+use types::Failure;
 
 /// Longest message taken over from a template, in characters.
 const MESSAGE_CHARS_MAX: usize = 200;
@@ -57,6 +57,12 @@ pub enum TextError {
         /// Longest that is taken.
         max: usize,
     },
+    /// Text surely has more tokens than allowed.
+    #[error("input has more than {max} tokens")]
+    TooManyTokens {
+        /// Most that are taken.
+        max: usize,
+    },
     /// The tokenizer itself refused the text.
     #[error("cannot encode: {0}")]
     Encode(String),
@@ -75,8 +81,8 @@ impl TextError {
 impl From<TextError> for Failure {
     fn from(error: TextError) -> Self {
         match error {
-            TextError::InputTooLong { .. } => {
-                Self { reason: "INPUT_TOO_LONG", ..Self::invalid("input", error.to_string()) }
+            TextError::InputTooLong { .. } | TextError::TooManyTokens { .. } => {
+                Self { reason: "CONTEXT_LENGTH_EXCEEDED", ..Self::invalid("input", error.to_string()) }
             }
             TextError::Template(error) => error.into(),
             _ => Self::internal(error.to_string()),
@@ -105,9 +111,21 @@ pub enum TemplateError {
         /// Which message, from 0.
         index: usize,
     },
+    /// The rendered prompt is longer than the tokenizer takes.
+    #[error("rendered prompt: {0}")]
+    TooLong(String),
     /// The rendered prompt cannot be encoded.
     #[error("rendered prompt: {0}")]
     Encode(String),
+}
+
+impl TemplateError {
+    pub(crate) fn encoding(error: &TextError) -> Self {
+        match error {
+            TextError::InputTooLong { .. } | TextError::TooManyTokens { .. } => Self::TooLong(error.to_string()),
+            _ => Self::Encode(error.to_string()),
+        }
+    }
 }
 
 impl From<TemplateError> for Failure {
@@ -115,7 +133,9 @@ impl From<TemplateError> for Failure {
         if matches!(error, TemplateError::Compile(_)) {
             return Self::internal(error.to_string());
         }
-        Self { code: Code::InvalidArgument, reason: "CHAT_TEMPLATE", ..Self::invalid("messages", error.to_string()) }
+        let reason =
+            if matches!(error, TemplateError::TooLong(_)) { "CONTEXT_LENGTH_EXCEEDED" } else { "CHAT_TEMPLATE" };
+        Self { reason, ..Self::invalid("messages", error.to_string()) }
     }
 }
 

@@ -12,11 +12,15 @@ use crate::vocab::{Entry, Fragment, Literals, Recognise};
 /// Longest text encoded at once unless [`Tokenizer::with_input_limit`] says otherwise.
 pub const INPUT_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes per allowed token after which a long text is counted for the first time.
+const PROBE_BYTES_PER_TOKEN: usize = 12;
+
 /// A model's tokenizer; cheap to clone.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
     input_bytes_max: usize,
+    tokens_max: Option<usize>,
 }
 
 /// What the files of a model say; made by `source`.
@@ -47,13 +51,22 @@ impl Tokenizer {
                 format!("id {id} is not in the vocabulary of {n_vocab}"),
             ));
         }
-        Ok(Self { inner: Arc::new(inner), input_bytes_max: INPUT_BYTES_MAX })
+        Ok(Self { inner: Arc::new(inner), input_bytes_max: INPUT_BYTES_MAX, tokens_max: None })
     }
 
     /// The same tokenizer, refusing texts longer than `bytes`.
     #[must_use]
     pub fn with_input_limit(self, bytes: usize) -> Self {
         Self { input_bytes_max: bytes, ..self }
+    }
+
+    /// The same tokenizer, refusing texts that have far more than `tokens` tokens before it has encoded
+    /// all of them. What it lets pass may still be too long by up to half.
+    #[must_use]
+    pub fn with_token_limit(self, tokens: usize) -> Self {
+        // Normalisation may shorten a text, hence twice the bytes.
+        let bytes = tokens.saturating_mul(self.longest_token_bytes()).saturating_mul(2);
+        Self { input_bytes_max: self.input_bytes_max.min(bytes), tokens_max: Some(tokens), ..self }
     }
 
     /// Ids are below this; the model's output may be wider.
@@ -71,7 +84,7 @@ impl Tokenizer {
     /// `add_special` adds what the model wants around a text (usually a beginning-of-sequence token).
     ///
     /// # Errors
-    /// [`TextError::InputTooLong`] and [`TextError::Encode`].
+    /// [`TextError::InputTooLong`], [`TextError::TooManyTokens`] and [`TextError::Encode`].
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
         self.check_length(text)?;
         let fragments = self.inner.literals.fragments(text, Recognise::UserDefined);
@@ -136,6 +149,7 @@ impl Tokenizer {
     /// Ids of `text`, cut as `fragments` say. Ordinary text gives no control token, whatever the
     /// vocabulary holds: if the encoder makes one, the literal is broken up for it.
     pub(crate) fn encode_fragments(&self, text: &str, fragments: &[Fragment]) -> Result<Vec<TokenId>, TextError> {
+        self.check_tokens(text, fragments)?;
         let ids = self.inner.encoder.encode(text, fragments)?;
         if self.n_control(&ids) == self.n_control_wanted(fragments) {
             return Ok(ids);
@@ -146,6 +160,24 @@ impl Tokenizer {
             return Ok(ids);
         }
         Err(TextError::Encode("text cannot be told from a control token".into()))
+    }
+
+    /// Encodes the beginning of a long text alone. What follows can change its last few tokens, so the
+    /// text is refused only if the beginning is too long by half.
+    fn check_tokens(&self, text: &str, fragments: &[Fragment]) -> Result<(), TextError> {
+        let Some(max) = self.tokens_max else { return Ok(()) };
+        let end = text.floor_char_boundary(max.saturating_mul(PROBE_BYTES_PER_TOKEN).saturating_add(1024));
+        if end == text.len() {
+            return Ok(());
+        }
+        let inside = fragments.iter().filter(|f| f.range.start < end && (f.token.is_none() || f.range.end <= end));
+        let mut inside: Vec<Fragment> = inside.cloned().collect();
+        if let Some(last) = inside.last_mut() {
+            last.range.end = last.range.end.min(end);
+        }
+        let covered = inside.last().map_or(0, |f| f.range.end);
+        let n_tokens = self.inner.encoder.encode(&text[..covered], &inside)?.len();
+        if n_tokens > max + max / 2 + 64 { Err(TextError::TooManyTokens { max }) } else { Ok(()) }
     }
 
     fn n_control(&self, ids: &[TokenId]) -> usize {

@@ -8,7 +8,7 @@ use types::TokenId;
 use crate::TextError;
 
 /// Most ids a vocabulary may have; the largest known have 262,144.
-pub(crate) const VOCAB_MAX: usize = 1 << 22;
+pub(crate) const VOCAB_MAX: usize = 1 << 20;
 
 /// What an id stands for.
 #[derive(Clone, Debug, Default)]

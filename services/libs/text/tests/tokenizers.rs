@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use modelfile::{Array, Gguf, GgufWriter, Value as Gv};
 use serde_json::Value;
-use text::{ChatTemplate, Message, TemplateOptions, TextError, TextModel, Tokenizer};
+use text::{ChatTemplate, Message, TemplateError, TemplateOptions, TextError, TextModel, Tokenizer};
 use types::TokenId;
 
 fn golden() -> Value {
@@ -188,6 +188,29 @@ fn long_inputs_are_refused_or_fast() {
 }
 
 #[test]
+fn far_too_many_tokens_are_refused_early() {
+    let golden = golden();
+    let cases = golden["hugging_face"].as_array().unwrap();
+    for tokenizer in cases.iter().map(hugging_face) {
+        let limited = tokenizer.clone().with_token_limit(100);
+        let long = |n: usize| "Hello <think> wörld, ".repeat(n);
+        for n in 0..30 {
+            let ids = tokenizer.encode(&long(n), false).unwrap();
+            match limited.encode(&long(n), false) {
+                Ok(found) => assert_eq!(found, ids),
+                Err(e) => assert!(ids.len() > 150 && matches!(e, TextError::TooManyTokens { max: 100 }), "{n}: {e}"),
+            }
+        }
+        assert!(matches!(limited.encode(&long(200), false), Err(TextError::TooManyTokens { .. })));
+        assert!(matches!(limited.encode(&long(100_000), false), Err(TextError::InputTooLong { .. })));
+        let message = Message { role: "user".into(), content: long(200), name: None };
+        let template = ChatTemplate::new("{{ messages[0].content }}", &BTreeMap::new()).unwrap();
+        let error = template.encode(&limited, &[message], &TemplateOptions::default()).unwrap_err();
+        assert!(matches!(error, TemplateError::TooLong(_)), "{error:?}");
+    }
+}
+
+#[test]
 fn damaged_vocabularies_are_refused_by_field() {
     let golden = golden();
     let check = |field: &str, writer: GgufWriter| {
@@ -250,6 +273,12 @@ fn damaged_tokenizer_files_are_refused_by_field() {
         "decoder",
         r#"{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "decoder": {"type": "WordPiece", "prefix": "x", "cleanup": true}}"#,
     );
+    let with = |more: &str| {
+        format!(r#"{{"added_tokens": [], {more}, "model": {{"type": "BPE", "vocab": {{"a": 0}}, "merges": []}}}}"#)
+    };
+    check("", &with(r#""decoder": {"type": "Fuse", "\ud800": 1}"#));
+    let template = r#""post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}], "pair": [], "special_tokens": {}}"#;
+    check("post_processor", &with(template));
     assert!(
         TextModel::from_tokenizer_json(model(r#"{"type": "BPE", "vocab": {"a": 0}, "merges": []}"#).as_bytes()).is_ok()
     );

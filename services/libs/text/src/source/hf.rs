@@ -61,7 +61,7 @@ pub(super) fn read_limited(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>
 }
 
 fn build(json: &[u8], settings: &Settings) -> Result<Tokenizer, TextError> {
-    check(json)?;
+    let (mut prefix, mut suffix) = affixes(&check(json)?)?;
     let mut hf = HfTokenizer::from_bytes(json).map_err(|e| TextError::malformed(FILE, e))?;
     hf.with_padding(None);
     hf.with_truncation(None).map_err(|e| TextError::malformed(FILE, e))?;
@@ -69,7 +69,6 @@ fn build(json: &[u8], settings: &Settings) -> Result<Tokenizer, TextError> {
     let id_of = |name: &str| settings.special.get(name).and_then(|text| hf.token_to_id(text));
     let (bos, mut eos) = (id_of("bos_token"), settings.eos_ids.clone());
     eos.extend(id_of("eos_token").filter(|id| !eos.contains(id)));
-    let (mut prefix, mut suffix) = affixes(&hf)?;
     adjust(&mut prefix, bos, settings.add_bos);
     adjust(&mut suffix, id_of("eos_token"), settings.add_eos);
 
@@ -108,12 +107,20 @@ fn build(json: &[u8], settings: &Settings) -> Result<Tokenizer, TextError> {
     })
 }
 
-/// Refuses what the `tokenizers` crate would panic at, draw lots for, or what has no place here.
-fn check(json: &[u8]) -> Result<(), TextError> {
+/// Refuses what the `tokenizers` crate would panic at, draw lots for, or what has no place here. Gives the
+/// post-processor, which is ours to understand for the same reason.
+fn check(json: &[u8]) -> Result<Value, TextError> {
     #[derive(Deserialize)]
     struct Outline {
         model: ModelOutline,
         normalizer: Option<Value>,
+        // The crate takes it for granted that this much is JSON.
+        #[serde(rename = "pre_tokenizer")]
+        _pre_tokenizer: Option<Value>,
+        #[serde(rename = "decoder")]
+        _decoder: Option<Value>,
+        #[serde(default)]
+        post_processor: Value,
     }
     #[derive(Deserialize)]
     struct ModelOutline {
@@ -131,7 +138,8 @@ fn check(json: &[u8]) -> Result<(), TextError> {
     if outline.normalizer.is_some_and(|n| mentions_type(&n, "Precompiled")) {
         return Err(TextError::unsupported(format!("{FILE}: normalizer"), "Precompiled"));
     }
-    check_pairs(json)
+    check_pairs(json)?;
+    Ok(outline.post_processor)
 }
 
 /// Ids must be in range, and every merge must make a token.
@@ -223,16 +231,42 @@ fn unknown_of(hf: &HfTokenizer) -> Option<TokenId> {
     }
 }
 
-/// What the post-processor puts around a text, found by asking it.
-fn affixes(hf: &HfTokenizer) -> Result<(Vec<TokenId>, Vec<TokenId>), TextError> {
-    let encode =
-        |special| hf.encode("a", special).map_err(|e| TextError::malformed(format!("{FILE}: post_processor"), e));
-    let (plain, special) = (encode(false)?, encode(true)?);
-    let (plain, special) = (plain.get_ids(), special.get_ids());
-    let at = (0..=special.len().saturating_sub(plain.len())).find(|&i| special[i..].starts_with(plain));
-    let at =
-        at.ok_or_else(|| TextError::unsupported(format!("{FILE}: post_processor"), "changing the text's tokens"))?;
-    Ok((special[..at].to_vec(), special[at + plain.len()..].to_vec()))
+/// What the post-processor puts before and after a single text.
+fn affixes(processor: &Value) -> Result<(Vec<TokenId>, Vec<TokenId>), TextError> {
+    let malformed = |what: &str| TextError::malformed(format!("{FILE}: post_processor"), what);
+    let id =
+        |v: &Value| v.as_u64().and_then(|id| TokenId::try_from(id).ok()).ok_or_else(|| malformed("not a token id"));
+    let (mut prefix, mut suffix) = (Vec::new(), Vec::new());
+    match processor["type"].as_str() {
+        None if processor.is_null() => {}
+        Some("ByteLevel") => {}
+        Some("BertProcessing" | "RobertaProcessing") => {
+            prefix.push(id(&processor["cls"][1])?);
+            suffix.push(id(&processor["sep"][1])?);
+        }
+        Some("TemplateProcessing") => {
+            let mut after_text = false;
+            for piece in processor["single"].as_array().ok_or_else(|| malformed("single is not a list"))? {
+                let Some(name) = piece["SpecialToken"]["id"].as_str() else {
+                    after_text = true;
+                    continue;
+                };
+                let ids =
+                    processor["special_tokens"][name]["ids"].as_array().ok_or_else(|| malformed("unknown token"))?;
+                let ids = ids.iter().map(id).collect::<Result<Vec<_>, _>>()?;
+                if after_text { &mut suffix } else { &mut prefix }.extend(ids);
+            }
+        }
+        Some("Sequence") => {
+            for inner in processor["processors"].as_array().ok_or_else(|| malformed("processors is not a list"))? {
+                let (before, after) = affixes(inner)?;
+                prefix.splice(0..0, before);
+                suffix.extend(after);
+            }
+        }
+        other => return Err(TextError::unsupported(format!("{FILE}: post_processor"), other.unwrap_or("no type"))),
+    }
+    Ok((prefix, suffix))
 }
 
 /// `tokenizer_config.json` may ask for more or less than the post-processor does.

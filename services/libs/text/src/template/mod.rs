@@ -96,7 +96,7 @@ impl ChatTemplate {
         let rendered = self.engine.render(guarded, options, &variables)?;
         let (text, fragments) = guard.fragments(&rendered);
         let encoded = tokenizer.check_length(&text).and_then(|()| tokenizer.encode_fragments(&text, &fragments));
-        encoded.map_err(|e| TemplateError::Encode(e.to_string()))
+        encoded.map_err(|e| TemplateError::encoding(&e))
     }
 }
 
