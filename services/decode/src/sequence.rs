@@ -8,6 +8,7 @@ use node::Admitted;
 use rpc::worker::{DecodeCall, DecodeEvent, PullFrom};
 use rpc::{EventStream, RequestContext, reason};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use transfer::{Pull, PullError, Pulled, Puller};
 use types::{Code, Failure, Fault, Phase, PhaseTimes};
 use worker::{DecodeJob, DecodeRun, DecodeStart, Landing, SeqKey, WorkerHandle};
@@ -50,6 +51,8 @@ impl Sequence {
 
     /// Dropping the stream cancels: it owns pull, blocks and run, and lets go of them in that order.
     pub(crate) fn events(mut self, admitted: Admitted) -> EventStream<DecodeEvent> {
+        let RequestContext { request, choice, .. } = self.context;
+        let span = tracing::info_span!("decode", %request, choice, n_tokens = self.call.prompt.len());
         async_stream::try_stream! {
             let n_generated = self.call.generated.len();
             // A sequence that was resumed is computed here: prefill's offer ends after its prompt.
@@ -58,7 +61,8 @@ impl Sequence {
             let mut phases = PhaseTimes::default();
             let mut handoff = None;
             if let Some(source) = source {
-                let taken = admitted.unless_cancelled(self.take_over(source)).await?;
+                let handing_over = tracing::info_span!(parent: &span, "handoff", peer = %source.prefill);
+                let taken = admitted.unless_cancelled(self.take_over(source)).instrument(handing_over).await?;
                 if let TakenOver::Finished = taken {
                     yield DecodeEvent::Finished { n_tokens: 1, cached: 0, phases };
                     return;
@@ -79,7 +83,7 @@ impl Sequence {
                     }
                 }
             }
-            let mut run = admitted.unless_cancelled(self.decode(handoff)).await?;
+            let mut run = admitted.unless_cancelled(self.decode(handoff)).instrument(span.clone()).await?;
             loop {
                 let next = admitted.unless_cancelled(async { run.next().await.transpose() }).await?;
                 let Some(token) = next else { break };
@@ -87,6 +91,7 @@ impl Sequence {
                 yield DecodeEvent::Token(token);
             }
             phases.merge(&run.phases());
+            tracing::debug!(parent: &span, n_tokens, "finished");
             let n_tokens = u32::try_from(n_tokens).unwrap_or(u32::MAX);
             yield DecodeEvent::Finished { n_tokens, cached: 0, phases };
             drop(admitted);
@@ -128,7 +133,7 @@ impl Sequence {
             Err(PullError::Refused(failure)) if failure.reason == reason::CHOICE_FINISHED => Ok(TakenOver::Finished),
             Err(error @ PullError::Deadline) => Err(error.into()),
             Err(error) => {
-                tracing::warn!(request = %context.request, peer = %pull.peer, %error, "handoff failed, computing the prompt here");
+                tracing::warn!(request = %context.request, peer = %pull.peer, %error, "handoff failed, computing here");
                 tools.puller.metrics().count_downgrade(error.label());
                 Ok(TakenOver::Not)
             }

@@ -11,9 +11,13 @@ use rpc::worker::{DecodeCall, DecodeEvent, HoldCause, PrefillCall, PrefillEvent,
 use rpc::{EventStream, RequestContext};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use transfer::{EndCause, KvHold, Offer, OfferHandle, Source};
 use types::{Accounting, BlockIdx, Code, Failure, Handoff, Load, Phase, PhaseTimes, Token, WorkerRef};
 use worker::{Hold, PrefillJob, PrefillRun, SeqKey, WorkerHandle};
+
+/// Blocks are held no longer for a reader that does not come, whatever was asked for.
+const HOLD_MAX: Duration = Duration::from_secs(600);
 
 /// Computes prompts and offers their KV.
 pub(crate) struct PrefillService {
@@ -108,15 +112,17 @@ struct Prefill {
 impl Prefill {
     /// Dropping the stream cancels job and offer: it owns both.
     fn events(mut self, admitted: Admitted) -> EventStream<PrefillEvent> {
+        let RequestContext { request, choice, .. } = self.context;
+        let span = tracing::info_span!("prefill", %request, choice, n_tokens = self.call.prompt.len());
         async_stream::try_stream! {
-            let started = admitted.unless_cancelled(self.start()).await;
+            let started = admitted.unless_cancelled(self.start()).instrument(span.clone()).await;
             if let Err(failure) = &started {
                 self.refuse(failure);
             }
             let (offer, phases) = started?;
             yield PrefillEvent::Started { phases };
 
-            let first = admitted.unless_cancelled(self.run.first_token()).await;
+            let first = admitted.unless_cancelled(self.run.first_token()).instrument(span.clone()).await;
             if let Err(failure) = &first {
                 offer.fail(failure.clone());
             }
@@ -124,6 +130,7 @@ impl Prefill {
             if token.finish.is_some() {
                 let failure = Failure::new(Code::Aborted, rpc::reason::CHOICE_FINISHED, "the first token was the last");
                 offer.fail(failure);
+                drop(offer);
                 yield PrefillEvent::Finished { token, cached: 0, phases };
                 yield PrefillEvent::HoldEnded { cause: HoldCause::Fetched, bytes: 0 };
             } else {
@@ -135,6 +142,7 @@ impl Prefill {
                     EndCause::Abandoned => HoldCause::Cancelled,
                     EndCause::Expired => HoldCause::Expired,
                 };
+                tracing::debug!(parent: &span, ?cause, bytes = ended.bytes, "hold ended");
                 yield PrefillEvent::HoldEnded { cause, bytes: ended.bytes };
             }
             drop(admitted);
@@ -154,7 +162,7 @@ impl Prefill {
             n_tokens: self.call.prompt.len(),
             hashes: std::mem::take(&mut self.hashes),
             hold: Box::new(PromptHold(started.hold)),
-            hold_for: self.call.hold,
+            hold_for: self.call.hold.min(HOLD_MAX),
         };
         let mut phases = PhaseTimes::default();
         phases.add(Phase::PrefillQueue, started.queue_time);

@@ -79,6 +79,8 @@ pub async fn run(
     let (admin_listener, admin_bound) = bind_optional(config.admin_listen).await?;
 
     let (servers, mut failures) = Servers::new();
+    // However this function ends, so do they.
+    let _stop_servers = servers.stop.clone().drop_guard();
     let loaded: Arc<OnceLock<(WorkerHandle, Arc<Gate>)>> = Arc::default();
     if let Some(listener) = admin_listener {
         let admin = AdminServer::new(runtime.metrics().clone(), admin_hooks(&servers, loaded.clone()));
@@ -96,6 +98,7 @@ pub async fn run(
     };
     let model = engine.model().clone();
     let compute = CancellationToken::new();
+    let _stop_computing = compute.clone().drop_guard();
     let (worker, driver) = worker::spawn(engine, worker_config, compute.clone())?;
     runtime.metrics().register("", |registry| worker.register_metrics(registry));
 

@@ -64,19 +64,9 @@ impl Metrics {
         self.downgrades.get_or_create(&Reason { reason }).inc();
     }
 
-    /// Downgrades so far, for one reason.
-    pub fn downgrades(&self, reason: &'static str) -> u64 {
-        self.downgrades.get_or_create(&Reason { reason }).get()
-    }
-
     /// Frames rejected so far because of their checksum.
     pub fn checksum_failures(&self) -> u64 {
         self.rejected.get_or_create(&Reason { reason: REJECTED_CHECKSUM }).get()
-    }
-
-    /// Cells asked for a second time so far.
-    pub fn refetched(&self) -> u64 {
-        self.refetched.get()
     }
 
     /// Pulls ended so far with one outcome (`ok`, or a [`crate::PullError::label`]).
