@@ -25,7 +25,8 @@ const PURE: &[&str] = &["types", "routing", "scheduler", "kvcache"];
 
 /// Who may depend on an outside crate.
 const OWNERS: &[(&str, &[&str])] = &[
-    ("tonic", &["proto", "rpc", "transfer"]),
+    // The registry serves etcd's wire.
+    ("tonic", &["proto", "rpc", "transfer", "registry"]),
     ("tonic-prost", &["proto", "rpc", "transfer"]),
     ("prost", &["proto", "rpc", "transfer"]),
     ("proto", &["rpc", "transfer"]),

@@ -193,8 +193,8 @@ def test_every_damage_is_caught_and_the_answer_is_right(guarded, storm, kind):
 def test_damage_is_counted(guarded):
     guarded.ask(prompts(1, "counted")[0], flip_payload_bit(random.Random(1)))
     metrics = guarded.admins[1].text("/metrics")
-    counted = [l for l in metrics.splitlines() if l.startswith("baton_transfer_") and "damaged" in l]
-    assert any(float(l.split()[-1]) > 0 for l in counted), metrics
+    counted = [l for l in metrics.splitlines() if l.startswith('baton_transfer_rejected_frames_total{reason="checksum"}')]
+    assert counted and float(counted[0].split()[-1]) > 0, metrics
 
 
 def test_positive_control_without_checksum_noise_changes_the_answer(model, storm):

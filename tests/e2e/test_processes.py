@@ -84,6 +84,8 @@ def test_probes_and_metrics(cluster):
             admin.text(path)
         text = admin.text("/metrics")
         assert re.search(r"^baton_\w+", text, re.M) and "# EOF" not in text
+        names = {re.split(r"[ {]", l)[0] for l in text.splitlines() if not l.startswith("#")}
+        assert all(re.fullmatch(r"baton_[a-z]+(_[a-z]+)+", n) for n in names), names
         openmetrics = admin.text("/metrics", headers={"accept": "application/openmetrics-text"})
         assert openmetrics.rstrip().endswith("# EOF")
         if child["role"] != "router":
@@ -110,7 +112,8 @@ def test_status_and_chat(cluster):
 def test_sim_engine(model):
     """The whole path without weights: split equals whole, far beyond what real weights would allow here."""
     ask = lambda c, i: c.post("/v1/completions", dict(
-        model=c.model, prompt=[1000 + i] * (i % 200 + 1), max_tokens=64, return_token_ids=True))["choices"][0]["token_ids"]
+        model=c.model, prompt=[1000 + i] * (i % 200 + 1), max_tokens=64, temperature=i % 2, seed=i,
+        return_token_ids=True))["choices"][0]["token_ids"]
     flags = ["--model", model, "--engine", "sim", "--sim-speedup", "inf"]
     with Cluster("single", *flags) as single:
         want = [ask(single, i) for i in range(60)]

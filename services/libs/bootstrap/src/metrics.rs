@@ -28,9 +28,10 @@ impl Metrics {
         Self(Arc::new(Mutex::new(registry)))
     }
 
-    /// Lets `add` register metrics named `baton_<service>_…`.
+    /// Lets `add` register metrics named `baton_<service>_…`, or `baton_…` if `service` is empty.
     pub fn register(&self, service: &str, add: impl FnOnce(&mut Registry)) {
-        add(self.lock().sub_registry_with_prefix(service));
+        let mut registry = self.lock();
+        add(if service.is_empty() { &mut registry } else { registry.sub_registry_with_prefix(service) });
     }
 
     /// In OpenMetrics text.

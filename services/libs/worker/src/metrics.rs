@@ -55,20 +55,20 @@ impl Default for Metrics {
 impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         let r = registry;
-        r.register("baton_worker_steps", "Steps computed", self.steps.clone());
-        r.register("baton_worker_step_seconds", "Time of a step", self.step_seconds.clone());
-        r.register("baton_worker_step_tokens", "Tokens in a step", self.step_tokens.clone());
-        r.register("baton_worker_computed_tokens", "Tokens whose KV was computed", self.computed_tokens.clone());
-        r.register("baton_worker_generated_tokens", "Tokens sampled", self.generated_tokens.clone());
-        r.register("baton_worker_failures", "Sequences that failed, by reason", self.failures.clone());
-        r.register("baton_worker_phase_seconds", "Time of a sequence's phases", self.phase_seconds.clone());
-        r.register("baton_worker_ready", "1 if new work is taken", self.ready.clone());
-        r.register("baton_scheduler_sequences", "Sequences and room kept for some, by state", self.sequences.clone());
-        r.register("baton_scheduler_waiting_tokens", "Tokens to compute of those waiting", self.waiting_tokens.clone());
-        r.register("baton_scheduler_promised_blocks", "Promised, not allocated", self.promised_blocks.clone());
-        r.register("baton_scheduler_preemptions", "Sequences that lost their blocks", self.preemptions.clone());
-        r.register("baton_scheduler_refusals", "Work refused, by reason", self.refusals.clone());
-        r.register("baton_kvcache_blocks", "KV blocks by owner, which may be of two kinds", self.blocks.clone());
+        r.register("worker_steps", "Steps computed", self.steps.clone());
+        r.register("worker_step_seconds", "Time of a step", self.step_seconds.clone());
+        r.register("worker_step_tokens", "Tokens in a step", self.step_tokens.clone());
+        r.register("worker_computed_tokens", "Tokens whose KV was computed", self.computed_tokens.clone());
+        r.register("worker_generated_tokens", "Tokens sampled", self.generated_tokens.clone());
+        r.register("worker_failures", "Sequences that failed, by reason", self.failures.clone());
+        r.register("worker_phase_seconds", "Time of a sequence's phases", self.phase_seconds.clone());
+        r.register("worker_ready", "1 if new work is taken", self.ready.clone());
+        r.register("scheduler_sequences", "Sequences and room kept for some, by state", self.sequences.clone());
+        r.register("scheduler_waiting_tokens", "Tokens to compute of those waiting", self.waiting_tokens.clone());
+        r.register("scheduler_promised_blocks", "Promised, not allocated", self.promised_blocks.clone());
+        r.register("scheduler_preemptions", "Sequences that lost their blocks", self.preemptions.clone());
+        r.register("scheduler_refusals", "Work refused, by reason", self.refusals.clone());
+        r.register("kvcache_blocks", "KV blocks by owner, which may be of two kinds", self.blocks.clone());
     }
 
     pub(crate) fn step(&self, elapsed: Duration, n_tokens: usize) {
