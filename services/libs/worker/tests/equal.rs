@@ -60,7 +60,7 @@ async fn company_chunks_and_preemption_change_no_token_and_no_logprob() {
         for ((request, found), expected) in requests.iter().zip(found).zip(&expected) {
             assert_eq!(&found.unwrap(), expected, "{name}: {:?}", request.key);
         }
-        let n = worker.metric("baton_scheduler_preemptions_total");
+        let n = worker.metric("scheduler_preemptions_total");
         assert_eq!(n > 0.0, preempts, "{name}: {n} preemptions");
         worker.stop().await;
     }
