@@ -36,12 +36,9 @@ pub(crate) async fn run(args: SingleArgs) -> anyhow::Result<()> {
         runtime.shutdown().cancelled().await;
         anyhow::Ok(())
     };
-    let first_failure = async {
-        let outcome =
-            tokio::try_join!(stop_all_on_end(&runtime, decoding), stop_all_on_end(&runtime, routing), announcing);
-        outcome.map(|_| ())
-    };
-    first_failure.await
+    let parts =
+        async { tokio::try_join!(stop_all_on_end(&runtime, decoding), stop_all_on_end(&runtime, routing), announcing) };
+    Box::pin(parts).await.map(|_| ())
 }
 
 /// One part's end is the process's.

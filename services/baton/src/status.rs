@@ -39,8 +39,8 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
         state.n_requests
     );
     println!(
-        "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<9} {}",
-        "worker", "role", "health", "running", "waiting", "blocks free", "transport", "address"
+        "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<9} address",
+        "worker", "role", "health", "running", "waiting", "blocks free", "transport"
     );
     for m in &state.members {
         println!(

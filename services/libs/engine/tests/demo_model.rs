@@ -1,5 +1,7 @@
 //! Quality of the demo model against its float32 reference. Skipped where the model is absent.
 
+#![allow(clippy::print_stdout, reason = "the measured figure")]
+
 mod common;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Logits and greedy continuations of tiny checkpoints against float32 references.
 
+#![allow(clippy::print_stdout, reason = "the measured figure")]
+
 mod common;
 
 use std::path::Path;

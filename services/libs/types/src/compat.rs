@@ -94,7 +94,8 @@ mod tests {
     fn names_every_field_that_differs_and_no_other() {
         let ours = document();
         assert!(ours.mismatches(&ours).is_empty());
-        let cases: [(&str, fn(&mut Compatibility)); 9] = [
+        type Change = fn(&mut Compatibility);
+        let cases: [(&str, Change); 9] = [
             ("protocol", |d| d.protocol = (4, 9)),
             ("model_digest", |d| d.model_digest = "e".into()),
             ("model_revision", |d| d.model_revision = "r2".into()),

@@ -70,7 +70,7 @@ fn refuse_what_is_not_computed(keys: &Keys<'_>) -> Result<(), LoadError> {
 fn head_dim(keys: &Keys<'_>, dim: usize, n_q: usize) -> Result<usize, LoadError> {
     let head_dim = if keys.find::<u64>("attention.key_length")?.is_some() {
         keys.size("attention.key_length", HEAD_DIM_MAX)?
-    } else if dim % n_q == 0 {
+    } else if dim.is_multiple_of(n_q) {
         dim / n_q
     } else {
         let reason = format!("is {dim}, not a multiple of attention.head_count = {n_q}");
