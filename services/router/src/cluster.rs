@@ -60,15 +60,25 @@ impl Worker {
     }
 }
 
-/// Counts work at a worker until dropped, then says that room may have come free.
+/// Counts work at a worker until dropped. If the worker had taken it, room may have come free then.
 pub(crate) struct Occupancy {
     cluster: Arc<Cluster>,
+    taken: bool,
     _in_flight: Option<InFlight>,
+}
+
+impl Occupancy {
+    /// The worker has taken the work.
+    pub(crate) fn taken(&mut self) {
+        self.taken = true;
+    }
 }
 
 impl Drop for Occupancy {
     fn drop(&mut self) {
-        self.cluster.room.notify_one();
+        if self.taken {
+            self.cluster.room.notify_one();
+        }
     }
 }
 
@@ -141,13 +151,14 @@ impl Cluster {
 
     /// Counts `work` at a worker while the guard lives.
     pub(crate) fn occupy(self: &Arc<Self>, worker: &WorkerRef, work: Work) -> Occupancy {
-        Occupancy { cluster: self.clone(), _in_flight: self.lock().table.start(worker, work) }
+        Occupancy { cluster: self.clone(), taken: false, _in_flight: self.lock().table.start(worker, work) }
     }
 
     /// Avoids a worker for a while: a call to it broke or stalled.
     pub(crate) fn suspect(&self, worker: &WorkerRef, failure: &Failure) {
-        tracing::warn!(%worker, %failure, "worker failed, avoiding it for a while");
-        self.suspect_for(worker, self.suspicion);
+        if self.suspect_for(worker, self.suspicion) {
+            tracing::warn!(%worker, %failure, "worker failed, avoiding it for a while");
+        }
     }
 
     /// Returns when room may have come free, or after `limit`.
@@ -156,9 +167,10 @@ impl Cluster {
         let _ = tokio::time::timeout(limit, self.room.notified()).await;
     }
 
-    fn suspect_for(&self, worker: &WorkerRef, time: Duration) {
-        let until = self.now() + time;
-        self.lock().table.suspect(worker, until);
+    /// Returns whether the worker was trusted until now.
+    fn suspect_for(&self, worker: &WorkerRef, time: Duration) -> bool {
+        let now = self.now();
+        self.lock().table.suspect(worker, now, now + time)
     }
 
     fn now(&self) -> Duration {

@@ -27,7 +27,7 @@ impl InferenceApi for Grpc {
             trace: meta.trace,
         };
         let GenerateCall { model, input, options } = call;
-        let call = Call { model, input, options, layout: Layout::default() };
+        let call = Call { model, input, options, layout: Layout::default(), max_tokens_default: None };
         let started = self.0.generate(call, origin).await?;
         Ok(Generation { request: started.request, events: started.events.boxed() })
     }

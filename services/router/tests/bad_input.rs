@@ -114,6 +114,8 @@ async fn wrong_requests_are_refused_by_name() {
         (json!({"prompt": [4_294_967_296_u64]}), invalid, "prompt[0]"),
         (json!({"prompt": long}), over, "prompt"),
         (json!({"prompt": vec![1; 512]}), over, "prompt"),
+        (json!({"prompt": vec![1; 509]}), over, "prompt"),
+        (json!({"max_tokens": 4000}), over, "prompt"),
         (json!({"prompt": vec!["x"; 65]}), invalid, "prompt"),
         (json!({"prompt": vec!["x"; 64], "n": 3}), invalid, "n"),
         (json!({"logprobs": 21}), invalid, "logprobs"),
@@ -195,12 +197,14 @@ async fn what_looks_odd_but_is_right_is_served() {
         assert_eq!(answer.status, 200, "{change}: {}", answer.text());
         assert_eq!(answer.json()["choices"][0]["text"], "abc", "{change}");
     }
-    // Tokens up to the context, when the client asks for more.
-    let prompt = "x".repeat(500);
-    let body = with(&base, json!({"prompt": prompt, "max_tokens": 4000}));
-    let answer = client::call(c.http, "POST", "/v1/completions", &[], &body).await.json();
-    assert_eq!(answer["usage"]["completion_tokens"], 12);
-    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    // Where the client does not say: 16 tokens of text, an answer up to the context; never over it.
+    let asked = async |path: &str, body: Value| c.post(path, body).await.json()["usage"]["completion_tokens"].clone();
+    let text = |n: usize| json!({"model": MODEL, "prompt": "x".repeat(n)});
+    assert_eq!(asked("/v1/completions", text(100)).await, 16);
+    assert_eq!(asked("/v1/completions", text(500)).await, 12);
+    let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": "x".repeat(450)}]});
+    let n_prompt = 450 + "user\n\nassistant\n".len() + 3;
+    assert_eq!(asked("/v1/chat/completions", chat).await, 512 - n_prompt);
     c.stop().await;
 }
 

@@ -401,6 +401,14 @@ async fn without_decode_workers_there_is_no_service() {
     assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("no_worker")));
     assert!(answer.header("retry-after").is_some());
     c.stop().await;
+
+    // Known once, gone now: one may be restarting, but nobody asks the dead in a loop.
+    let c = Cluster::with(0, 1, |config| config.limits.queue_time = Duration::from_millis(300)).await;
+    c.decodes[0].kill();
+    let answer = c.post("/v1/completions", ask(5, json!({}))).await;
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("no_worker")));
+    assert!(answer.time > Duration::from_millis(250) && answer.time < Duration::from_secs(1));
+    c.stop().await;
 }
 
 #[tokio::test]

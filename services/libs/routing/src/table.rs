@@ -110,11 +110,13 @@ impl WorkerTable {
         }
     }
 
-    /// Avoids a worker until then; an earlier suspicion that lasts longer stays.
-    pub fn suspect(&mut self, worker: &WorkerRef, until: Duration) {
-        if let Some(entry) = self.entry_mut(worker) {
-            entry.suspect_until = entry.suspect_until.max(until);
-        }
+    /// Avoids a worker until then; an earlier suspicion that lasts longer stays. Returns whether the worker was
+    /// trusted before.
+    pub fn suspect(&mut self, worker: &WorkerRef, now: Duration, until: Duration) -> bool {
+        let Some(entry) = self.entry_mut(worker) else { return false };
+        let trusted = !entry.is_suspect(now);
+        entry.suspect_until = entry.suspect_until.max(until);
+        trusted
     }
 
     /// Trusts a worker again.

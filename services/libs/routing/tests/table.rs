@@ -83,12 +83,13 @@ fn ties_go_to_the_lower_id_and_load_decides_otherwise() {
 #[test]
 fn those_without_room_and_suspects_come_last_but_come() {
     let mut t = table(vec![decode("d0"), decode("d1"), decode("d2")]);
-    t.suspect(&decode("d0").worker, NOW + Duration::from_millis(1));
+    assert!(t.suspect(&decode("d0").worker, NOW, NOW + Duration::from_millis(1)));
+    assert!(!t.suspect(&decode("d0").worker, NOW, NOW), "it is suspect already");
     t.report(&decode("d1").worker, load(100, 7, 0));
     assert_eq!(decodes(&t), ["d2", "d1", "d0"], "8 blocks do not fit into 7");
     t.trust(&decode("d0").worker);
     assert_eq!(decodes(&t)[0], "d0");
-    t.suspect(&decode("d0").worker, NOW);
+    t.suspect(&decode("d0").worker, NOW, NOW);
     assert_eq!(decodes(&t)[0], "d0", "a suspicion ends at its time");
     let avoid = [decode("d0").worker, decode("d2").worker];
     let ids: Vec<_> = t.decodes(WORK, &avoid, NOW).iter().map(|i| i.worker.id.to_string()).collect();
@@ -112,7 +113,7 @@ fn says_why_there_is_no_prefill() {
     };
     assert_eq!(why, "model_digest is b here and a at d0");
     let mut t = table(vec![decode("d0"), prefill("p0")]);
-    t.suspect(&prefill("p0").worker, NOW * 2);
+    t.suspect(&prefill("p0").worker, NOW, NOW * 2);
     assert_eq!(t.prefill_for(&decode("d0").worker, &[], NOW), Err(NoPrefill::Suspect));
     assert!(t.prefill_for(&decode("d0").worker, &[prefill("p0").worker], NOW * 3).is_err(), "avoided");
 }
@@ -133,7 +134,7 @@ fn explains_every_worker() {
         WorkerInfo { compatibility: Some(compatibility("b")), ..prefill("p0") },
         prefill("p1"),
     ]);
-    t.suspect(&prefill("p1").worker, NOW + Duration::from_secs(1));
+    t.suspect(&prefill("p1").worker, NOW, NOW + Duration::from_secs(1));
     let states: Vec<_> = t.states(NOW).into_iter().map(|s| (s.health, s.reason)).collect();
     let expected = [
         (Health::Up, ""),
@@ -152,12 +153,12 @@ fn a_new_incarnation_starts_afresh_and_words_about_the_old_one_are_ignored() {
     let mut t = table(vec![decode("d0")]);
     let old = decode("d0").worker;
     let guard = t.start(&old, WORK);
-    t.suspect(&old, NOW * 2);
+    t.suspect(&old, NOW, NOW * 2);
     let changes = t.set_members([worker(Role::Decode, "d0", 2)]);
     assert_eq!(changes.left, std::slice::from_ref(&old));
     assert_eq!(changes.joined.len(), 1);
     t.report(&old, load(10, 0, 0));
-    t.suspect(&old, NOW * 2);
+    assert!(!t.suspect(&old, NOW, NOW * 2));
     let state = &t.states(NOW)[0];
     assert_eq!((state.health, state.load, state.own_sequences), (Health::Up, None, 0));
     assert!(t.start(&old, WORK).is_none() && t.get(&old).is_none());
@@ -225,7 +226,9 @@ proptest! {
                 Event::Report { id, epoch, free, waiting, draining } => {
                     t.report(&named(id, epoch), Load { draining, ..load(100, free, waiting) });
                 }
-                Event::Suspect { id, epoch, until } => t.suspect(&named(id, epoch), Duration::from_secs(until)),
+                Event::Suspect { id, epoch, until } => {
+                    t.suspect(&named(id, epoch), NOW, Duration::from_secs(until));
+                }
                 Event::Start { id, epoch } => guards.extend(t.start(&named(id, epoch), WORK)),
                 Event::Finish => { guards.pop(); }
             }

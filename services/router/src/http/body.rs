@@ -139,7 +139,7 @@ impl Body {
             (false, Some(_)) => return Err(Failure::invalid("top_logprobs", "top_logprobs needs logprobs to be true")),
         };
         let max_tokens = self.max_completion_tokens.or(self.max_tokens);
-        self.asked(vec![input], logprobs, max_tokens, 0, limits)
+        self.asked(vec![input], logprobs, max_tokens, None, limits)
     }
 
     /// The text completion that is asked for.
@@ -163,7 +163,7 @@ impl Body {
             }
         };
         let max_tokens = self.max_tokens.or(self.max_completion_tokens);
-        self.asked(inputs, logprobs, max_tokens, COMPLETION_TOKENS, limits)
+        self.asked(inputs, logprobs, max_tokens, Some(COMPLETION_TOKENS), limits)
     }
 
     fn asked(
@@ -171,7 +171,7 @@ impl Body {
         inputs: Vec<Input>,
         logprobs: Option<u32>,
         max_tokens: Option<u32>,
-        max_tokens_default: u32,
+        max_tokens_default: Option<u32>,
         limits: &Limits,
     ) -> Result<Asked, Failure> {
         self.refuse_what_is_not_offered()?;
@@ -188,11 +188,9 @@ impl Body {
             let message = format!("n times the number of prompts must be at most {}", limits.n_choices_in_all);
             return Err(Failure::invalid("n", message));
         }
-        let max_tokens = match max_tokens {
-            Some(0) => return Err(Failure::invalid("max_tokens", "max_tokens must be at least 1")),
-            Some(max_tokens) => max_tokens,
-            None => max_tokens_default,
-        };
+        if max_tokens == Some(0) {
+            return Err(Failure::invalid("max_tokens", "max_tokens must be at least 1"));
+        }
         let sampling = SamplingParams {
             temperature: self.temperature.unwrap_or(1.0),
             top_k: match self.top_k.unwrap_or(0) {
@@ -218,7 +216,7 @@ impl Body {
             sampling,
             seed: self.seed.map(|seed| seed.0),
             stop: StopParams {
-                max_tokens,
+                max_tokens: max_tokens.unwrap_or(0),
                 min_tokens: self.min_tokens.unwrap_or(0),
                 ignore_eos: self.ignore_eos.unwrap_or(false),
                 stop_token_ids: self.stop_token_ids.unwrap_or_default(),
@@ -234,7 +232,7 @@ impl Body {
             add_generation_prompt: self.add_generation_prompt.unwrap_or(true),
             add_special_tokens: self.add_special_tokens.unwrap_or(true),
         };
-        let call = |input| Call { model: model.clone(), input, options: options.clone(), layout };
+        let call = |input| Call { model: model.clone(), input, options: options.clone(), layout, max_tokens_default };
         Ok(Asked { calls: inputs.into_iter().map(call).collect(), n, style })
     }
 

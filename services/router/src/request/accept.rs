@@ -14,6 +14,7 @@ const QUOTE_CHARS: usize = 64;
 pub(crate) struct Accepted {
     pub(super) input: Input,
     pub(super) layout: Layout,
+    pub(super) max_tokens_default: Option<u32>,
     /// Valid but for `max_tokens`, which depends on the prompt; `n` is at least 1 and the seed is chosen.
     pub(super) options: GenerationOptions,
     pub(super) origin: Origin,
@@ -27,7 +28,7 @@ impl Accepted {
     /// # Errors
     /// The first thing that is wrong, naming the parameter.
     pub(super) fn check(pipeline: &Pipeline, call: Call, origin: Origin) -> Result<Self, Failure> {
-        let Call { model, input, mut options, layout } = call;
+        let Call { model, input, mut options, layout, max_tokens_default } = call;
         pipeline.check_model(&model)?;
         let limits = &pipeline.limits;
         check_input(&input, pipeline.text.tokenizer.n_vocab(), limits)?;
@@ -41,7 +42,7 @@ impl Accepted {
         let deadline = origin.born + time;
         let mut clock = PhaseClock::new(origin.born);
         clock.lap(Phase::Accept);
-        Ok(Self { input, layout, options, origin, deadline, clock })
+        Ok(Self { input, layout, max_tokens_default, options, origin, deadline, clock })
     }
 }
 

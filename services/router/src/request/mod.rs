@@ -71,6 +71,8 @@ pub(crate) struct Call {
     pub(crate) input: Input,
     pub(crate) options: GenerationOptions,
     pub(crate) layout: Layout,
+    /// Where the client does not say; `None`: up to the context.
+    pub(crate) max_tokens_default: Option<u32>,
 }
 
 /// How an input becomes a prompt.

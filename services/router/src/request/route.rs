@@ -110,6 +110,7 @@ impl Pipeline {
             if left.is_zero() {
                 return Err(failure);
             }
+            tokio::time::sleep(PAUSE_MIN.min(left)).await;
             self.cluster.room(pause.min(left)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -121,7 +122,7 @@ impl Pipeline {
         let work = Work { n_prompt, n_new: request.stop.max_tokens.saturating_sub(placing.n_generated).max(1) };
         let (mut nothing, mut lost) = (Nothing::NoWorker(no_worker()), None);
         for decode in self.cluster.decodes(work, placing.avoid).into_iter().take(WORKERS_PER_ROUND) {
-            let occupancy = self.cluster.occupy(&decode.info.worker, work);
+            let mut occupancy = self.cluster.occupy(&decode.info.worker, work);
             let context = request.context(&decode.info.worker, placing);
             let mut legs = Legs::new(self.tasks.clone());
             legs.arm_decode(decode.clone(), context.clone());
@@ -140,6 +141,7 @@ impl Pipeline {
                         _ => Err(NoPrefill::Absent),
                     };
                     let reservation = reserved.id;
+                    occupancy.taken();
                     return Ok(Ok(Placement { decode, reservation, prefill, work, occupancy, legs }));
                 }
                 Err(failure) => failure,

@@ -29,7 +29,7 @@ impl Accepted {
     /// # Errors
     /// A template that refuses the conversation, an empty prompt, or one that is longer than the context.
     pub(super) async fn tokenize(self, pipeline: &Pipeline) -> Result<Tokenized, Failure> {
-        let Self { input, layout, mut options, origin, deadline, mut clock } = self;
+        let Self { input, layout, max_tokens_default, mut options, origin, deadline, mut clock } = self;
         let continues_text = !matches!(input, Input::Chat(_));
         let param = if continues_text { "prompt" } else { "messages" };
         let context = pipeline.cluster.max_context().ok_or_else(no_worker)?;
@@ -43,8 +43,12 @@ impl Accepted {
             return Err(over_context(param, context, &format!("the prompt has {n_prompt}")));
         }
         let stop = &mut options.stop;
-        stop.max_tokens = if stop.max_tokens == 0 { room } else { stop.max_tokens.min(room) };
-        stop.min_tokens = stop.min_tokens.min(stop.max_tokens);
+        if stop.max_tokens == 0 {
+            stop.max_tokens = max_tokens_default.map_or(room, |n| n.min(room));
+        } else if stop.max_tokens > room {
+            let have = format!("the prompt has {n_prompt}, and {} are asked for", stop.max_tokens);
+            return Err(over_context(param, context, &have));
+        }
         stop.validate(pipeline.text.tokenizer.n_vocab()).map_err(accept::invalid)?;
         clock.lap(Phase::Tokenize);
         Ok(Tokenized { prompt: prompt.into(), continues_text, options, origin, deadline, clock })
@@ -123,8 +127,7 @@ fn encode(text: &TextModel, input: Input, layout: Layout, param: &'static str) -
 }
 
 fn over_context(param: &str, context: u32, have: &str) -> Failure {
-    let message =
-        format!("this model's context has {context} tokens, of which one must be left for the answer; {have}");
+    let message = format!("this model's context has {context} tokens, answer included; {have}");
     Failure { reason: "CONTEXT_LENGTH_EXCEEDED", ..Failure::invalid(param, message) }
 }
 
