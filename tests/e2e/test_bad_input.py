@@ -36,6 +36,7 @@ CASES = {
     "image content": (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), 400,
                       "content"),
     "prompt over the context": (completion(prompt=[100] * 9000), 400, "context"),
+    "max_tokens over the context": (completion(prompt=[100] * 8000, max_tokens=1000), 400, "context"),
     "empty prompt": (completion(prompt=[]), 400, "prompt"),
     "n of a billion": (chat(n=10**9), 400, "n"),
     "n of zero": (chat(n=0), 400, "n"),
