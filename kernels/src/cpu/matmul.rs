@@ -4,8 +4,9 @@
 //! and threads. A tile keeps several rows times 32 outputs in registers; weights of a panel come from the cache once
 //! per tile, inputs once per 32 outputs.
 
+use super::int8::{Int8Product, Output};
 use super::lanes::{Kernel, LANES, Lanes, launch};
-use super::matrix::{Linear, PANEL};
+use super::matrix::{Linear, PANEL, STRIPS, Weights};
 use super::{Cpu, Store};
 use crate::pool::SharedMut;
 
@@ -28,6 +29,10 @@ impl Cpu {
         let n_rows = x.len() / k;
         assert!(x.len() == n_rows * k && out.len() == n_rows * n_out, "{} x {k} to {} x {n_out}", x.len(), out.len());
         let isa = self.isa;
+        if let Some(inputs) = weights.int8_inputs() {
+            self.quantized.fill(&mut self.pool, isa, x, k, inputs);
+        }
+        let quantized = &self.quantized;
         let n_panels = weights.n_panels();
         let n_row_tasks = n_rows.div_ceil(TASK_ROWS);
         let worth = TASK_WORK / (k * PANEL * n_rows.clamp(1, TASK_ROWS));
@@ -38,14 +43,23 @@ impl Cpu {
         self.pool.run(n_row_tasks * n_panel_tasks, &|task| {
             let (rows, panels) = (task / n_panel_tasks, task % n_panel_tasks);
             let first_row = rows * TASK_ROWS;
-            let n_rows = TASK_ROWS.min(n_rows - first_row);
-            let x = &x[first_row * k..(first_row + n_rows) * k];
+            let rows = first_row..n_rows.min(first_row + TASK_ROWS);
             for panel in panels * per_task..n_panels.min((panels + 1) * per_task) {
                 let (matrix, index, first_out) = weights.locate(panel);
                 let n_cols = PANEL.min(matrix.n_out() - index * PANEL);
                 let bias = weights.bias().map(|b| &b[first_out..first_out + n_cols]);
                 let columns = Columns { out: &out, stride: n_out, first_row, first_out, n_cols, bias, store };
-                launch(isa, Product { x, k, panel: matrix.panel(index), columns });
+                match matrix.weights() {
+                    Weights::F32(panels) => {
+                        let panel = &panels[index * k * PANEL..(index + 1) * k * PANEL];
+                        launch(isa, Product { x: &x[rows.start * k..rows.end * k], k, panel, columns });
+                    }
+                    Weights::Int8(weights) => {
+                        let strips = index * STRIPS..(index + 1) * STRIPS;
+                        let rows = rows.clone();
+                        launch(isa, Int8Product { weights, strips, x: quantized, rows, output: columns });
+                    }
+                }
             }
         });
     }
@@ -62,8 +76,7 @@ struct Columns<'a> {
     store: Store,
 }
 
-impl Columns<'_> {
-    /// Finishes outputs `first..first + 16` of the panel for one row.
+impl Output for Columns<'_> {
     #[inline(always)]
     fn put<L: Lanes>(&self, l: L, row: usize, first: usize, acc: L::F) {
         let Some(n) = self.n_cols.checked_sub(first).map(|n| n.min(LANES)).filter(|&n| n > 0) else { return };

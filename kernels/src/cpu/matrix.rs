@@ -1,20 +1,32 @@
 //! Weights, repacked at load so that lanes are outputs.
 
+use super::int8::{BLOCK, Inputs, Int8Panels};
 use crate::memory::AlignedVec;
 use crate::pool::Pool;
+use crate::quant::QuantFormat;
 
 /// Outputs in a panel: two vectors of lanes.
 pub(super) const PANEL: usize = 32;
+/// Strips in a panel.
+pub(super) const STRIPS: usize = PANEL / super::lanes::LANES;
 
-/// A weight matrix `[n_out, k]` in panels: `[n_out / 32][k][32]`, float32, missing outputs zero.
+/// A weight matrix `[n_out, k]`, packed; outputs that are missing in the last panel are zero.
 pub struct Matrix {
     n_out: usize,
     k: usize,
-    panels: AlignedVec<f32>,
+    weights: Weights,
+}
+
+/// Panels of 32 outputs.
+pub(super) enum Weights {
+    /// `[n_panels][k][32]`.
+    F32(AlignedVec<f32>),
+    /// Two strips of sixteen to a panel, for inputs in 8 bits.
+    Int8(Int8Panels),
 }
 
 impl Matrix {
-    /// Packs a matrix whose row `o` the function writes into the given `k` floats.
+    /// Packs, in float32, a matrix whose row `o` the function writes into the given `k` floats.
     pub fn pack(pool: &mut Pool, n_out: usize, k: usize, row: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Self {
         let n_panels = n_out.div_ceil(PANEL);
         let mut panels = AlignedVec::zeroed(n_panels * k * PANEL);
@@ -27,7 +39,23 @@ impl Matrix {
                 }
             }
         });
-        Self { n_out, k, panels }
+        Self { n_out, k, weights: Weights::F32(panels) }
+    }
+
+    /// Packs, for inputs in 8 bits, a matrix whose row `o` the function gives as stored in `format`; `None` if there
+    /// is no such way for the format.
+    pub fn pack_int8<'a>(
+        pool: &mut Pool,
+        format: QuantFormat,
+        n_out: usize,
+        k: usize,
+        row: &(dyn Fn(usize) -> &'a [u8] + Sync),
+    ) -> Option<Self> {
+        if !Int8Panels::takes(format) || !k.is_multiple_of(BLOCK) {
+            return None;
+        }
+        let n_strips = n_out.div_ceil(PANEL) * STRIPS;
+        Some(Self { n_out, k, weights: Weights::Int8(Int8Panels::pack(pool, format, n_strips, n_out, k, row)) })
     }
 
     /// Outputs.
@@ -42,16 +70,18 @@ impl Matrix {
 
     /// Memory it takes.
     pub fn n_bytes(&self) -> usize {
-        size_of_val(&*self.panels)
+        match &self.weights {
+            Weights::F32(panels) => size_of_val(&**panels),
+            Weights::Int8(panels) => panels.n_bytes(),
+        }
     }
 
     pub(super) fn n_panels(&self) -> usize {
         self.n_out.div_ceil(PANEL)
     }
 
-    /// Panel `p`: `[k][32]`.
-    pub(super) fn panel(&self, p: usize) -> &[f32] {
-        &self.panels[p * self.k * PANEL..(p + 1) * self.k * PANEL]
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
     }
 }
 
@@ -59,6 +89,7 @@ impl Matrix {
 pub struct Linear {
     parts: Vec<Matrix>,
     bias: Option<Vec<f32>>,
+    inputs: Inputs,
     n_out: usize,
     k: usize,
 }
@@ -73,7 +104,12 @@ impl Linear {
         let n_out = parts.iter().map(Matrix::n_out).sum();
         assert!(parts.iter().all(|p| p.k == k), "parts share their input");
         assert!(bias.as_ref().is_none_or(|b| b.len() == n_out), "one bias per output");
-        Self { parts, bias, n_out, k }
+        Self { parts, bias, inputs: Inputs::Coarse, n_out, k }
+    }
+
+    /// Sets how exactly parts packed for 8-bit inputs take them; coarse at first.
+    pub fn with_inputs(self, inputs: Inputs) -> Self {
+        Self { inputs, ..self }
     }
 
     /// Outputs.
@@ -89,6 +125,11 @@ impl Linear {
     /// Memory it takes.
     pub fn n_bytes(&self) -> usize {
         self.parts.iter().map(Matrix::n_bytes).sum::<usize>() + self.bias.as_ref().map_or(0, |b| 4 * b.len())
+    }
+
+    /// How inputs are quantised, if a part takes them so.
+    pub(super) fn int8_inputs(&self) -> Option<Inputs> {
+        self.parts.iter().any(|p| matches!(p.weights, Weights::Int8(_))).then_some(self.inputs)
     }
 
     pub(super) fn bias(&self) -> Option<&[f32]> {

@@ -5,6 +5,7 @@
 //! crosses lanes. Begin with `matmul.rs`, then `attention.rs`.
 
 mod attention;
+mod int8;
 mod lanes;
 mod math;
 mod matmul;
@@ -17,7 +18,10 @@ use crate::Isa;
 use crate::kv::CellShape;
 use crate::pool::Pool;
 
+use self::int8::QuantizedRows;
+
 pub use attention::{Attention, Span, Visible};
+pub use int8::Inputs;
 pub use matrix::{Linear, Matrix};
 pub use rope::{KvRows, RopeTable};
 
@@ -25,12 +29,14 @@ pub use rope::{KvRows, RopeTable};
 pub struct Cpu {
     pool: Pool,
     isa: Isa,
+    /// Inputs of the product in hand.
+    quantized: QuantizedRows,
 }
 
 impl Cpu {
     /// `n_threads` threads, the caller's own included.
     pub fn new(n_threads: usize, isa: Isa) -> Self {
-        Self { pool: Pool::new(n_threads), isa }
+        Self { pool: Pool::new(n_threads), isa, quantized: QuantizedRows::default() }
     }
 
     /// The threads, for work that is no operation of this module.

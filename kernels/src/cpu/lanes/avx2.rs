@@ -27,6 +27,8 @@ type Pair = [__m256; 2];
 
 impl Lanes for Avx2 {
     type F = Pair;
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -141,6 +143,41 @@ impl Lanes for Avx2 {
             let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
         })
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> [__m256i; 2] {
+        [op!(_mm256_set1_epi32(x)); 2]
+    }
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; 4 * LANES]) -> [__m256i; 2] {
+        op!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())])
+    }
+    #[inline(always)]
+    fn low_nibbles(self, x: [__m256i; 2]) -> [__m256i; 2] {
+        x.map(|x| op!(_mm256_and_si256(x, _mm256_set1_epi8(15))))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, x: [__m256i; 2]) -> [__m256i; 2] {
+        x.map(|x| op!(_mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15))))
+    }
+    #[inline(always)]
+    fn dot(self, acc: [__m256i; 2], w: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
+        // Even and odd bytes as 16-bit numbers: products of pairs fit 32 bits exactly (`maddubs` would saturate).
+        let pair = |a: i8, b: i8| (i32::from(b) << 16) | (i32::from(a) & 0xFFFF);
+        let half = |acc, w| {
+            op!({
+                let even = _mm256_and_si256(w, _mm256_set1_epi16(0xFF));
+                let odd = _mm256_srli_epi16::<8>(w);
+                let even = _mm256_madd_epi16(even, _mm256_set1_epi32(pair(x[0], x[2])));
+                let odd = _mm256_madd_epi16(odd, _mm256_set1_epi32(pair(x[1], x[3])));
+                _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+            })
+        };
+        [half(acc[0], w[0]), half(acc[1], w[1])]
+    }
+    #[inline(always)]
+    fn to_float(self, x: [__m256i; 2]) -> Pair {
+        x.map(|x| op!(_mm256_cvtepi32_ps(x)))
     }
 }
 

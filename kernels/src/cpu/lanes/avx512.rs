@@ -25,6 +25,8 @@ macro_rules! op {
 
 impl Lanes for Avx512 {
     type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -141,5 +143,29 @@ impl Lanes for Avx512 {
             let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps::<1>(x, x)))
         })
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m512i {
+        op!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; 4 * LANES]) -> __m512i {
+        op!(_mm512_loadu_si512(from.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn low_nibbles(self, x: __m512i) -> __m512i {
+        op!(_mm512_and_si512(x, _mm512_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn high_nibbles(self, x: __m512i) -> __m512i {
+        op!(_mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m512i, w: __m512i, x: [i8; 4]) -> __m512i {
+        op!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)))))
+    }
+    #[inline(always)]
+    fn to_float(self, x: __m512i) -> __m512 {
+        op!(_mm512_cvtepi32_ps(x))
     }
 }

@@ -21,6 +21,10 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Lanes: Copy + Send + Sync {
     /// Sixteen floats.
     type F: Copy;
+    /// Sixteen 32-bit integers.
+    type I: Copy;
+    /// Sixteen groups of four bytes.
+    type B: Copy;
 
     /// Whether registers are many and wide: tiles of 8 rows x 32 outputs instead of 4 x 16.
     const WIDE: bool;
@@ -54,6 +58,15 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn sum(self, x: Self::F) -> f32;
     /// Largest lane, in the order of [`Lanes::sum`].
     fn largest(self, x: Self::F) -> f32;
+
+    fn splat_i32(self, x: i32) -> Self::I;
+    fn load_bytes(self, from: &[u8; 4 * LANES]) -> Self::B;
+    fn low_nibbles(self, x: Self::B) -> Self::B;
+    fn high_nibbles(self, x: Self::B) -> Self::B;
+    /// `acc + w[0] * x[0] + .. + w[3] * x[3]` per lane, exactly: bytes of `w` unsigned, those of `x` signed.
+    fn dot(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
+    /// To float, to nearest; exact below 2^24.
+    fn to_float(self, x: Self::I) -> Self::F;
 }
 
 /// A computation that is compiled for every level.
@@ -118,6 +131,13 @@ mod tests {
             }
             for row in l.transpose(rows) {
                 keep(row);
+            }
+            let bytes: [u8; 4 * LANES] = std::array::from_fn(|i| (i * 37 + i / 7) as u8);
+            let bytes = l.load_bytes(&bytes);
+            for x in [[127, -127, 1, -1], [-128, -128, -128, -128], [127, 127, 127, 127], [3, 0, -9, 77]] {
+                for bytes in [bytes, l.low_nibbles(bytes), l.high_nibbles(bytes)] {
+                    keep(l.to_float(l.dot(l.splat_i32(-70_000), bytes, x)));
+                }
             }
             let powers = std::array::from_fn(|i| 12_582_912.0 + i as f32 * 7.0 - 60.0);
             keep(l.scale_by_power(l.splat(1.3), l.load(&powers)));

@@ -25,6 +25,8 @@ fn fold(x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 
 impl Lanes for Scalar {
     type F = [f32; LANES];
+    type I = [i32; LANES];
+    type B = [u8; 4 * LANES];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -98,5 +100,29 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn largest(self, x: Self::F) -> f32 {
         fold(x, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; 4 * LANES]) -> Self::B {
+        *from
+    }
+    #[inline(always)]
+    fn low_nibbles(self, x: Self::B) -> Self::B {
+        x.map(|x| x & 15)
+    }
+    #[inline(always)]
+    fn high_nibbles(self, x: Self::B) -> Self::B {
+        x.map(|x| x >> 4)
+    }
+    #[inline(always)]
+    fn dot(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I {
+        std::array::from_fn(|i| (0..4).fold(acc[i], |sum, j| sum + i32::from(w[4 * i + j]) * i32::from(x[j])))
+    }
+    #[inline(always)]
+    fn to_float(self, x: Self::I) -> Self::F {
+        x.map(|x| x as f32)
     }
 }

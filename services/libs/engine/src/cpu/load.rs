@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernels::Isa;
-use kernels::cpu::{Cpu, Heads, KvFormat, Linear, Matrix};
+use kernels::cpu::{Cpu, Heads, Inputs, KvFormat, Linear, Matrix};
 use kernels::kv::KvArena;
 use kernels::quant::{QuantFormat, dequantize};
 use types::{Compatibility, KvElement, KvGeometry, LayerKv, LayerKvKind, PROTOCOL_MAX, PROTOCOL_MIN, TokenId};
@@ -32,8 +32,9 @@ pub(super) fn load(
     let heads = Heads { n_q, n_kv, head_dim, format, block_tokens: settings.block_tokens };
     let cells = vec![heads.cell_shape(); config.n_layers];
     let cpu = Cpu::new(settings.threads, settings.isa.unwrap_or_else(Isa::detect));
-    let mut loader =
-        Loader { cpu, weights: Weights::new(&files, &config), done: 0, total: files.tensor_bytes(), progress };
+    let weights = Weights::new(&files, &config);
+    let total = files.tensor_bytes();
+    let mut loader = Loader { cpu, compute: settings.compute, weights, done: 0, total, progress };
     // Reading every byte for the digest goes on beside the packing.
     let (network, digest) = std::thread::scope(|scope| {
         let digest = scope.spawn(|| files.digest());
@@ -60,6 +61,7 @@ fn validate(settings: &EngineConfig) -> Result<(), LoadError> {
 
 struct Loader<'a> {
     cpu: Cpu,
+    compute: Compute,
     weights: Weights<'a>,
     done: u64,
     total: u64,
@@ -71,7 +73,8 @@ impl Loader<'_> {
         let embedding = Embedding::new(&self.weights.matrix(Role::Embedding)?);
         let layers = (0..config.n_layers).map(|l| self.layer(l)).collect::<Result<_, _>>()?;
         let final_norm = self.weights.norm(Role::FinalNorm)?;
-        let head = self.linear(&[if config.tied { Role::Embedding } else { Role::Head }])?;
+        // Rounding in the head and in the sum of many gated values shows most in the likeliest token.
+        let head = self.linear(&[if config.tied { Role::Embedding } else { Role::Head }])?.with_inputs(Inputs::Fine);
         let ModelConfig { norm_eps, dim, ff_dim, n_vocab, .. } = *config;
         let rope = config.rope.clone();
         Ok(Network { heads, rope, norm_eps, dim, ff_dim, n_vocab, embedding, layers, final_norm, head })
@@ -84,7 +87,7 @@ impl Loader<'_> {
             attention_output: self.linear(&[Role::AttentionOutput(l)])?,
             feed_forward_norm: self.weights.norm(Role::FeedForwardNorm(l))?,
             gate_up: self.linear(&[Role::Gate(l), Role::Up(l)])?,
-            down: self.linear(&[Role::Down(l)])?,
+            down: self.linear(&[Role::Down(l)])?.with_inputs(Inputs::Fine),
         })
     }
 
@@ -95,7 +98,7 @@ impl Loader<'_> {
         let mut biased = false;
         for &role in roles {
             let tensor = self.weights.matrix(role)?;
-            parts.push(Matrix::pack(self.cpu.pool(), tensor.n_out, tensor.k, &|row, out| tensor.read_row(row, out)));
+            parts.push(self.pack(&tensor));
             // A head without biases has zero ones.
             let part = if role == Role::Embedding || role == Role::Head { None } else { self.weights.bias(role)? };
             biased |= part.is_some();
@@ -104,6 +107,15 @@ impl Loader<'_> {
             (self.progress)(LoadProgress { done_bytes: self.done.min(self.total), total_bytes: self.total });
         }
         Ok(Linear::new(parts, biased.then_some(bias)))
+    }
+
+    fn pack(&mut self, tensor: &Tensor<'_>) -> Matrix {
+        let Tensor { format, n_out, k, .. } = *tensor;
+        let int8 = match self.compute {
+            Compute::F32 => None,
+            Compute::Auto => Matrix::pack_int8(self.cpu.pool(), format, n_out, k, &|row| tensor.row(row)),
+        };
+        int8.unwrap_or_else(|| Matrix::pack(self.cpu.pool(), n_out, k, &|row, out| tensor.read_row(row, out)))
     }
 }
 
