@@ -10,6 +10,7 @@ mod choice;
 mod events;
 mod journal;
 mod queue;
+mod relay;
 mod route;
 mod tokenize;
 
