@@ -73,8 +73,7 @@ impl Loader<'_> {
         let embedding = Embedding::new(&self.weights.matrix(Role::Embedding)?);
         let layers = (0..config.n_layers).map(|l| self.layer(l)).collect::<Result<_, _>>()?;
         let final_norm = self.weights.norm(Role::FinalNorm)?;
-        // Rounding in the head and in the sum of many gated values shows most in the likeliest token.
-        let head = self.linear(&[if config.tied { Role::Embedding } else { Role::Head }])?.with_inputs(Inputs::Fine);
+        let head = self.linear(&[if config.tied { Role::Embedding } else { Role::Head }])?;
         let ModelConfig { norm_eps, dim, ff_dim, n_vocab, .. } = *config;
         let rope = config.rope.clone();
         Ok(Network { heads, rope, norm_eps, dim, ff_dim, n_vocab, embedding, layers, final_norm, head })
@@ -87,7 +86,7 @@ impl Loader<'_> {
             attention_output: self.linear(&[Role::AttentionOutput(l)])?,
             feed_forward_norm: self.weights.norm(Role::FeedForwardNorm(l))?,
             gate_up: self.linear(&[Role::Gate(l), Role::Up(l)])?,
-            down: self.linear(&[Role::Down(l)])?.with_inputs(Inputs::Fine),
+            down: self.linear(&[Role::Down(l)])?,
         })
     }
 
@@ -106,7 +105,8 @@ impl Loader<'_> {
             self.done += tensor.data().len() as u64;
             (self.progress)(LoadProgress { done_bytes: self.done.min(self.total), total_bytes: self.total });
         }
-        Ok(Linear::new(parts, biased.then_some(bias)))
+        // With coarse inputs anywhere, a likeliest token whose lead is small is lost now and then.
+        Ok(Linear::new(parts, biased.then_some(bias)).with_inputs(Inputs::Fine))
     }
 
     fn pack(&mut self, tensor: &Tensor<'_>) -> Matrix {
