@@ -4,11 +4,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 
 import pytest
-from procs import Cluster, Http, required_env
+from procs import Cluster, Http, Process, required_env
 
 ASK = dict(prompt="The capital of France is", max_tokens=6, temperature=0)
 
@@ -35,7 +36,7 @@ def test_cluster_file_and_restart(model):
         children = {c["id"]: c for c in cluster.children()}
         assert set(children) == {"router-0", "prefill-0", "decode-0", "decode-1"}
         assert set(children["router-0"]["ports"]) == {"http", "grpc", "admin"}
-        assert set(children["decode-0"]["ports"]) == {"grpc", "kv", "admin"}
+        assert set(children["prefill-0"]["ports"]) == {"grpc", "kv", "admin"}
         victim = children["decode-0"]["pid"]
         os.kill(victim, signal.SIGKILL)
         for _ in range(10):
@@ -50,6 +51,26 @@ def test_cluster_file_and_restart(model):
             time.sleep(0.05)
         assert now["router-0"]["pid"] == children["router-0"]["pid"]
     assert cluster.process.returncode == 0
+
+
+def test_taken_port_is_said(model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        run = subprocess.run([required_env("BATON_BIN"), "up", "--model", model, "--http", address, "--grpc",
+                              "127.0.0.1:0"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1 and "in use" in run.stderr and "router-0" in run.stderr, run.stderr[-800:]
+
+
+@pytest.mark.parametrize("after", [0.05, 0.3, 0.8])
+def test_stops_while_starting(model, after):
+    process = Process([required_env("BATON_BIN"), "up", "--model", model, "--http", "127.0.0.1:0", "--grpc",
+                       "127.0.0.1:0"], name="baton up")
+    time.sleep(after)
+    process.stop(timeout=10)
+    document = process.dir / "cluster.json"
+    assert not document.exists() or json.loads(document.read_text())["children"] == []
 
 
 def test_children_end_with_a_killed_parent(model):
@@ -127,6 +148,8 @@ def test_sim_engine(model):
     [
         (["up", "--model", "no-such-model"], "no-such-model"),
         (["up", "--model", "{model}", "--decode", "0"], "--decode"),
+        (["up", "--model", "{model}", "--kv-blocks", "0"], "--kv-blocks"),
+        (["up", "--model", "{model}", "--threads", "0"], "--threads"),
         (["single", "--model", "/dev/null"], "/dev/null"),
         (["decode", "--model", "{model}", "--registry", "nonsense://x"], "nonsense"),
         (["chat", "hello", "--grpc", "127.0.0.1:1"], "127.0.0.1:1"),

@@ -116,6 +116,28 @@ pub(crate) enum Switch {
     Off,
 }
 
+impl EngineArgs {
+    /// Checks what no engine could work with, before a process is started for it.
+    pub(crate) fn validate(&self) -> anyhow::Result<()> {
+        let counts = [
+            ("--threads", self.threads.unwrap_or(1), THREADS_MAX),
+            ("--kv-blocks", self.kv_blocks, KV_BLOCKS_MAX),
+            ("--step-tokens", self.step_tokens, usize::MAX),
+            ("--max-running", self.max_running, usize::MAX),
+        ];
+        for (flag, value, max) in counts {
+            anyhow::ensure!(value >= 1, "{flag} must be at least 1");
+            anyhow::ensure!(value <= max, "{flag} must be at most {max}");
+        }
+        Ok(())
+    }
+}
+
+/// Most threads of an engine.
+const THREADS_MAX: usize = 1024;
+/// Most blocks of a pool: 268 million tokens.
+const KV_BLOCKS_MAX: usize = 1 << 24;
+
 /// A positive factor or `inf`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct SpeedupArg(pub(crate) f64);
@@ -411,6 +433,25 @@ mod tests {
     fn command_line_is_consistent() {
         Cli::command().debug_assert();
         assert_eq!(EngineArgs::default().kv_blocks, 2048);
+    }
+
+    #[test]
+    fn impossible_engines_are_refused() {
+        let with = |change: fn(&mut EngineArgs)| {
+            let mut args = EngineArgs::default();
+            change(&mut args);
+            args.validate().err().map(|e| e.to_string())
+        };
+        assert_eq!(with(|_| {}), None);
+        for (change, flag) in [
+            ((|a| a.threads = Some(0)) as fn(&mut EngineArgs), "--threads"),
+            (|a| a.kv_blocks = 0, "--kv-blocks"),
+            (|a| a.kv_blocks = usize::MAX, "--kv-blocks"),
+            (|a| a.step_tokens = 0, "--step-tokens"),
+            (|a| a.max_running = 0, "--max-running"),
+        ] {
+            assert!(with(change).is_some_and(|message| message.contains(flag)), "{flag}");
+        }
     }
 
     #[test]

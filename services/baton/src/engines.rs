@@ -26,8 +26,7 @@ impl Model {
 
 /// Loads the model, showing progress. Takes seconds: not for an async task.
 pub(crate) fn open(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {
-    anyhow::ensure!(args.kv_blocks > 0, "--kv-blocks must be at least 1");
-    anyhow::ensure!(args.threads != Some(0), "--threads must be at least 1");
+    args.validate()?;
     match args.engine {
         EngineKind::Cpu => open_cpu(model, args),
         EngineKind::Sim => open_sim(&model.path, &model.name, args),

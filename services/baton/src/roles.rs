@@ -25,6 +25,7 @@ pub(crate) async fn router(args: RouterArgs) -> anyhow::Result<()> {
 pub(crate) async fn prefill(args: WorkerArgs) -> anyhow::Result<()> {
     let model = Model::resolve(&args.model)?;
     let (runtime, registry) = process(Role::Prefill, &args.process)?;
+    args.engine.validate()?;
     let mut config = prefill::Config::loopback(runtime.id(), model.name.as_str());
     config.node = node_config(&args, config.node);
     config.worker = worker_config(&args.engine);
@@ -34,8 +35,10 @@ pub(crate) async fn prefill(args: WorkerArgs) -> anyhow::Result<()> {
 pub(crate) async fn decode(args: WorkerArgs) -> anyhow::Result<()> {
     let model = Model::resolve(&args.model)?;
     let (runtime, registry) = process(Role::Decode, &args.process)?;
+    args.engine.validate()?;
     let mut config = decode::Config::loopback(runtime.id(), model.name.as_str());
-    config.node = node_config(&args, config.node);
+    // A decode worker pulls; it serves no KV itself.
+    config.node = NodeConfig { kv_listen: None, kv_advertise: None, ..node_config(&args, config.node) };
     config.worker = worker_config(&args.engine);
     config.pull.checksum = checksum(args.engine.kv_checksum);
     decode::run(config, opener(model, args.engine), registry, runtime).await

@@ -18,6 +18,7 @@ const WORKER: &str = "decode-0";
 
 pub(crate) async fn run(args: SingleArgs) -> anyhow::Result<()> {
     let model = Model::resolve(&args.model)?;
+    args.engine.validate()?;
     let runtime = Runtime::new("single", "single", bootstrap::shutdown_signal()?);
     let registry: Arc<dyn Registry> = Arc::new(MemoryRegistry::new());
 

@@ -19,7 +19,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A child that lived this long starts with a clean record.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-/// Deaths before the first announcement after which the cluster gives up: its settings are wrong.
+/// Deaths of a child before the cluster first served, after which the cluster gives up: its settings are wrong.
 const EARLY_DEATHS_MAX: u32 = 3;
 /// Time for a child to finish what it does after SIGTERM.
 const GRACE: Duration = Duration::from_secs(8);
@@ -38,23 +38,32 @@ pub(crate) struct Supervisor {
     file: Arc<ClusterFile>,
     tracker: TaskTracker,
     stop: CancellationToken,
+    /// The cluster has served: from now on children are restarted for ever.
+    started: watch::Sender<bool>,
     /// Why the cluster cannot start, if it cannot.
     failed: watch::Sender<Option<String>>,
 }
 
 impl Supervisor {
     pub(crate) fn new(file: Arc<ClusterFile>, stop: CancellationToken) -> Self {
-        Self { file, tracker: TaskTracker::new(), stop, failed: watch::channel(None).0 }
+        let (started, failed) = (watch::channel(false).0, watch::channel(None).0);
+        Self { file, tracker: TaskTracker::new(), stop, started, failed }
     }
 
     /// Starts one child and keeps it running.
     pub(crate) fn spawn(&self, spec: ChildSpec) {
         let (file, stop, failed) = (self.file.clone(), self.stop.clone(), self.failed.clone());
+        let started = self.started.subscribe();
         self.tracker.spawn(async move {
-            if let Err(error) = keep_running(&spec, &file, &stop).await {
+            if let Err(error) = keep_running(&spec, &file, &stop, &started).await {
                 failed.send_replace(Some(format!("{}: {error:#}", spec.id)));
             }
         });
+    }
+
+    /// Says that the cluster has served.
+    pub(crate) fn started(&self) {
+        self.started.send_replace(true);
     }
 
     /// Resolves when a child can never start.
@@ -73,40 +82,41 @@ impl Supervisor {
     }
 }
 
-async fn keep_running(spec: &ChildSpec, file: &ClusterFile, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn keep_running(
+    spec: &ChildSpec,
+    file: &ClusterFile,
+    stop: &CancellationToken,
+    started: &watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     let mut backoff = BACKOFF_MIN;
     let mut early_deaths = 0;
     while !stop.is_cancelled() {
-        let started = Instant::now();
+        let began = Instant::now();
         let run = run_once(spec, file, stop).await;
         file.remove(&spec.id)?;
         if stop.is_cancelled() {
             return Ok(());
         }
-        let end = run?;
-        early_deaths = if end.announced { 0 } else { early_deaths + 1 };
+        let status = run?;
+        early_deaths = if *started.borrow() { 0 } else { early_deaths + 1 };
         anyhow::ensure!(
             early_deaths < EARLY_DEATHS_MAX,
-            "ended {early_deaths} times before it listened, last with {}",
-            end.status
+            "ended {early_deaths} times before the cluster served, last with {status}; its messages above say why"
         );
-        backoff = if started.elapsed() > STABLE_AFTER { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
-        tracing::warn!(child = spec.id, status = %end.status, restart_in_ms = backoff.as_millis(), "child ended");
+        if began.elapsed() > STABLE_AFTER {
+            backoff = BACKOFF_MIN;
+        }
+        tracing::warn!(child = spec.id, %status, restart_in_ms = backoff.as_millis(), "child ended");
         tokio::select! {
             () = tokio::time::sleep(backoff) => {}
             () = stop.cancelled() => {}
         }
+        backoff = (backoff * 2).min(BACKOFF_MAX);
     }
     Ok(())
 }
 
-/// How one run of a child ended.
-struct End {
-    status: ExitStatus,
-    announced: bool,
-}
-
-async fn run_once(spec: &ChildSpec, file: &ClusterFile, stop: &CancellationToken) -> anyhow::Result<End> {
+async fn run_once(spec: &ChildSpec, file: &ClusterFile, stop: &CancellationToken) -> anyhow::Result<ExitStatus> {
     let mut child = Command::new(std::env::current_exe().context("cannot find this program")?)
         .args(&spec.args)
         .stdin(Stdio::piped())
@@ -130,10 +140,10 @@ async fn run_once(spec: &ChildSpec, file: &ClusterFile, stop: &CancellationToken
                     file.set(record.clone())?;
                     announced = true;
                 },
-                Ok(None) | Err(_) => return Ok(End { status: child.wait().await?, announced }),
+                Ok(None) | Err(_) => return Ok(child.wait().await?),
             },
-            status = child.wait() => return Ok(End { status: status?, announced }),
-            () = stop.cancelled() => return Ok(End { status: terminate(&mut child).await?, announced }),
+            status = child.wait() => return Ok(status?),
+            () = stop.cancelled() => return terminate(&mut child).await,
         }
     }
 }

@@ -53,6 +53,7 @@ impl Cluster {
     pub(crate) async fn start(args: UpArgs, stop: CancellationToken) -> anyhow::Result<Self> {
         anyhow::ensure!(args.decode > 0, "--decode must be at least 1: decode workers write the answers");
         anyhow::ensure!(args.routers > 0, "--routers must be at least 1");
+        args.engine.validate()?;
         let model = Model::resolve(&args.model)?;
         let file = Arc::new(ClusterFile::create(&bootstrap::env::run_dir()?)?);
         let supervisor = Supervisor::new(file.clone(), stop.clone());
@@ -67,12 +68,14 @@ impl Cluster {
         let outcome = tokio::select! {
             outcome = cluster.wait_until_all_serve(args.prefill + args.decode, args.routers) => outcome,
             error = cluster.failed() => Err(error),
+            () = cluster.stop.cancelled() => Err(anyhow::anyhow!("stopped before every worker served")),
         };
         if let Err(error) = outcome {
             cluster.stop.cancel();
             cluster.ended().await;
             return Err(error);
         }
+        cluster.supervisor.started();
         Ok(cluster)
     }
 

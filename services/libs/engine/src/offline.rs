@@ -28,7 +28,8 @@ pub fn logits(engine: &mut dyn Engine, ids: &[TokenId], chunk: usize) -> Result<
 /// [`EngineError`], e.g. if the prompt is empty or does not fit.
 pub fn greedy(engine: &mut dyn Engine, prompt: &[TokenId], max_tokens: usize) -> Result<Vec<TokenId>, EngineError> {
     let model = engine.model().clone();
-    let max_tokens = max_tokens.min(model.max_context.saturating_sub(prompt.len()));
+    // A prompt that fills the context or more is the engine's to refuse.
+    let max_tokens = max_tokens.min(model.max_context.saturating_sub(prompt.len()).max(1));
     let mut sequence = Sequence::new(engine);
     let mut row = Vec::new();
     let mut generated = Vec::new();
