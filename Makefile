@@ -82,8 +82,9 @@ $(ETCD):
 	sh tools/etcd.sh $(MAKE_DIR)/etcd
 
 $(BUF): tools/package.json
-	mkdir -p $(MAKE_DIR)/node && cp tools/package.json tools/package-lock.json $(MAKE_DIR)/node/
-	cd $(MAKE_DIR)/node && npm ci --silent --no-audit --no-fund
+	mkdir -p $(MAKE_DIR)/node && cp tools/package.json $(MAKE_DIR)/node/
+	cd $(MAKE_DIR)/node && npm install --loglevel error --no-audit --no-fund --no-package-lock
+	touch $@
 
 clean:
 	rm -rf $(MAKE_DIR) target
