@@ -15,10 +15,12 @@ use crate::pool::SharedMut;
 
 /// Query rows of one task: they share each loaded tile of keys and values.
 const TASK_ROWS: usize = 16;
-/// Queries whose scores are computed together.
-const SCORE_QUERIES: usize = 4;
+/// Queries whose scores are computed together: as many chains of additions as hide their latency.
+const SCORE_QUERIES: usize = 8;
 /// Vectors of a head that are accumulated together.
 const VALUE_VECTORS: usize = 4;
+/// Elements of these.
+const VALUE_DIM: usize = VALUE_VECTORS * LANES;
 
 /// Attention of one layer.
 pub struct Attention<'a> {
@@ -177,18 +179,20 @@ impl Tile<'_> {
         let head_dim = self.attention.heads.head_dim;
         let n_queries = self.task.n_rows * self.task.n_heads;
         let mut scratch = Scratch::new(head_dim, n_queries);
+        for query in 0..n_queries {
+            let q = &self.q[self.row_start(query, self.q_stride)..][..head_dim];
+            scratch.put_query(query, q, self.attention.scale);
+        }
         for first_key in (0..n_seen).step_by(LANES) {
             let n_keys = LANES.min(n_seen - first_key);
             self.load_tile(l, &mut scratch, n_keys, |i| cache_row(first_key + i));
+            if first_key + LANES < n_seen {
+                self.prefetch(l, cache_row(first_key + LANES), n_seen - first_key - LANES);
+            }
             // Rows before this one see nothing of the tile.
             let first_query = (0..self.task.n_rows).find(|&r| seen(r) > first_key).unwrap_or(0) * self.task.n_heads;
-            let mut query = first_query;
-            while query < n_queries {
-                query += if n_queries - query >= SCORE_QUERIES {
-                    self.scores::<L, SCORE_QUERIES>(l, &mut scratch, query)
-                } else {
-                    self.scores::<L, 1>(l, &mut scratch, query)
-                };
+            for group in first_query / SCORE_QUERIES..n_queries.div_ceil(SCORE_QUERIES) {
+                scratch.score(l, group);
             }
             for query in first_query..n_queries {
                 let n = n_keys.min(seen(query / self.task.n_heads) - first_key);
@@ -209,6 +213,18 @@ impl Tile<'_> {
         (self.task.buffer_row + row) * stride + (self.task.first_head + head) * self.attention.heads.head_dim
     }
 
+    /// Asks for the tile that begins at cache row `row`, as far as it lies in one block.
+    #[inline(always)]
+    fn prefetch<L: Lanes>(&self, l: L, row: usize, n_left: usize) {
+        let heads = self.attention.heads;
+        let row_bytes = heads.head_dim * heads.format.element_bytes();
+        let (pin, first) = (&self.span.blocks[row / heads.block_tokens], row % heads.block_tokens);
+        let end = heads.block_tokens.min(first + LANES.min(n_left));
+        for plane in [self.task.kv_head, heads.n_kv + self.task.kv_head] {
+            l.prefetch(&pin.plane(self.attention.layer, plane, end)[first * row_bytes..]);
+        }
+    }
+
     /// Loads `n_keys` keys (transposed) and values. Lanes of missing keys keep whatever they held.
     #[inline(always)]
     fn load_tile<L: Lanes>(&self, l: L, scratch: &mut Scratch, n_keys: usize, cache_row: impl Fn(usize) -> usize) {
@@ -224,9 +240,13 @@ impl Tile<'_> {
             }
             let (pin, first) = (&self.span.blocks[row / block_tokens], row % block_tokens);
             let (key_plane, value_plane) = (self.task.kv_head, heads.n_kv + self.task.kv_head);
-            for (plane, to) in [(key_plane, &mut scratch.keys), (value_plane, &mut scratch.values)] {
-                let bytes = &pin.plane(layer, plane, first + n)[first * row_bytes..];
-                for (bytes, to) in bytes.chunks_exact(row_bytes).zip(to.chunks_exact_mut(scratch.padded).skip(key)) {
+            let rows = |plane| pin.plane(layer, plane, first + n)[first * row_bytes..].chunks_exact(row_bytes);
+            for (bytes, to) in rows(key_plane).zip(scratch.keys.chunks_exact_mut(scratch.padded).skip(key)) {
+                load_row(l, bytes, heads.format, to);
+            }
+            for (i, bytes) in rows(value_plane).enumerate() {
+                for (part, bytes) in bytes.chunks(VALUE_DIM * heads.format.element_bytes()).enumerate() {
+                    let to = scratch.values[part * LANES + key + i].as_flattened_mut();
                     load_row(l, bytes, heads.format, to);
                 }
             }
@@ -242,58 +262,84 @@ impl Tile<'_> {
             }
         }
     }
-
-    /// Scores of `Q` queries against the tile's keys; returns `Q`.
-    #[inline(always)]
-    fn scores<L: Lanes, const Q: usize>(&self, l: L, scratch: &mut Scratch, query: usize) -> usize {
-        let head_dim = self.attention.heads.head_dim;
-        let q: [&[f32]; Q] = std::array::from_fn(|i| &self.q[self.row_start(query + i, self.q_stride)..][..head_dim]);
-        let columns = &scratch.keys_transposed.as_chunks::<LANES>().0[..head_dim];
-        let mut acc = [l.splat(0.0); Q];
-        for (d, column) in columns.iter().enumerate() {
-            let column = l.load(column);
-            for i in 0..Q {
-                acc[i] = l.fma(l.splat(q[i][d]), column, acc[i]);
-            }
-        }
-        let scores = &mut scratch.scores.as_chunks_mut::<LANES>().0[query..query + Q];
-        for (acc, to) in acc.into_iter().zip(scores) {
-            l.store(to, l.mul(acc, l.splat(self.attention.scale)));
-        }
-        Q
-    }
 }
+
+type ValuePart = [[f32; LANES]; VALUE_VECTORS];
 
 /// A task's working memory.
 struct Scratch {
     head_dim: usize,
-    /// `head_dim` rounded up to whole vectors; elements past `head_dim` stay zero.
+    /// `head_dim` rounded up to whole vectors.
     padded: usize,
-    /// The tile's keys and values `[16][padded]`, and the keys `[padded][16]`.
+    /// Queries times the scale, in groups: `[n_queries / 4][head_dim][4]`.
+    queries: Vec<[f32; SCORE_QUERIES]>,
+    /// The tile's keys, `[16][padded]`; elements past `head_dim` stay zero, here and below.
     keys: Vec<f32>,
-    values: Vec<f32>,
+    /// The tile's keys, `[padded][16]`.
     keys_transposed: Vec<f32>,
-    /// Per query: scores of the tile `[16]`, weighted sum of values so far `[padded]`, largest score so far, sum of
-    /// exponentials so far.
+    /// The tile's values in parts of 64 elements, `[head_dim / 64][16][64]`.
+    values: Vec<ValuePart>,
+    /// Per query, scores of the tile: `[16]`.
     scores: Vec<f32>,
-    sums: Vec<f32>,
+    /// Per query, weighted sum of values so far: `[head_dim / 64][64]`.
+    sums: Vec<ValuePart>,
+    /// Per query, largest score so far.
     largest: Vec<f32>,
+    /// Per query, sum of exponentials so far.
     weight: Vec<f32>,
 }
 
 impl Scratch {
     fn new(head_dim: usize, n_queries: usize) -> Self {
         let padded = head_dim.next_multiple_of(LANES);
+        let n_groups = n_queries.div_ceil(SCORE_QUERIES);
+        let n_parts = head_dim.div_ceil(VALUE_DIM);
         Self {
             head_dim,
             padded,
+            queries: vec![[0.0; SCORE_QUERIES]; n_groups * head_dim],
             keys: vec![0.0; LANES * padded],
-            values: vec![0.0; LANES * padded],
             keys_transposed: vec![0.0; LANES * padded],
-            scores: vec![0.0; LANES * n_queries],
-            sums: vec![0.0; padded * n_queries],
+            values: vec![[[0.0; LANES]; VALUE_VECTORS]; n_parts * LANES],
+            scores: vec![0.0; LANES * SCORE_QUERIES * n_groups],
+            sums: vec![[[0.0; LANES]; VALUE_VECTORS]; n_parts * n_queries],
             largest: vec![f32::NEG_INFINITY; n_queries],
             weight: vec![0.0; n_queries],
+        }
+    }
+
+    fn put_query(&mut self, query: usize, q: &[f32], scale: f32) {
+        let group = self.queries[query / SCORE_QUERIES * self.head_dim..].iter_mut();
+        for (to, q) in group.zip(q) {
+            to[query % SCORE_QUERIES] = q * scale;
+        }
+    }
+
+    /// Scores of a group of queries against the tile's keys.
+    #[inline(always)]
+    fn score<L: Lanes>(&mut self, l: L, group: usize) {
+        if L::WIDE {
+            self.score_some::<L, SCORE_QUERIES>(l, group, 0);
+        } else {
+            self.score_some::<L, { SCORE_QUERIES / 2 }>(l, group, 0);
+            self.score_some::<L, { SCORE_QUERIES / 2 }>(l, group, SCORE_QUERIES / 2);
+        }
+    }
+
+    /// Scores of `Q` queries of the group from `first` on.
+    #[inline(always)]
+    fn score_some<L: Lanes, const Q: usize>(&mut self, l: L, group: usize, first: usize) {
+        let queries = &self.queries[group * self.head_dim..(group + 1) * self.head_dim];
+        let mut acc = [l.splat(0.0); Q];
+        for (q, key) in queries.iter().zip(self.keys_transposed.as_chunks::<LANES>().0) {
+            let key = l.load(key);
+            for i in 0..Q {
+                acc[i] = l.fma(l.splat(q[first + i]), key, acc[i]);
+            }
+        }
+        let scores = &mut self.scores.as_chunks_mut::<LANES>().0[group * SCORE_QUERIES + first..];
+        for (to, acc) in scores.iter_mut().zip(acc) {
+            l.store(to, acc);
         }
     }
 
@@ -308,60 +354,43 @@ impl Scratch {
         let largest = if before > tile { before } else { tile };
         let p = l.first(n, exp(l, l.sub(s, l.splat(largest))), l.splat(0.0));
         l.store(scores, p);
-        // Exactly 1 when the maximum stays.
-        let shrink = exp(l, l.splat(before - largest));
+        // Where the maximum stays the factor is exactly 1.
+        let shrink = if before == largest { l.splat(1.0) } else { exp(l, l.splat(before - largest)) };
         let mut weight = [0.0; LANES];
         l.store(&mut weight, l.fma(l.splat(self.weight[query]), shrink, l.splat(l.sum(p))));
         self.weight[query] = weight[0];
         self.largest[query] = largest;
-        let n_vectors = self.padded / LANES;
-        let sums = self.sums[query * self.padded..(query + 1) * self.padded].as_chunks_mut::<LANES>().0;
-        let values = self.values.as_chunks::<LANES>().0;
-        let scores = &scores[..n];
-        let mut vector = 0;
-        while vector < n_vectors {
-            let sums = &mut sums[vector..];
-            let values = &values[vector..];
-            vector += if sums.len() >= VALUE_VECTORS {
-                add_values::<L, VALUE_VECTORS>(l, scores, values, n_vectors, shrink, sums)
-            } else {
-                add_values::<L, 1>(l, scores, values, n_vectors, shrink, sums)
-            };
+        let n_parts = self.head_dim.div_ceil(VALUE_DIM);
+        let sums = &mut self.sums[query * n_parts..(query + 1) * n_parts];
+        for (sums, values) in sums.iter_mut().zip(self.values.chunks_exact(LANES)) {
+            add_values(l, &scores[..n], values, shrink, sums);
         }
     }
 
     /// Divides by the sum of exponentials.
     #[inline(always)]
     fn finish(&self, query: usize, out: &mut [f32]) {
-        let sums = &self.sums[query * self.padded..][..self.head_dim];
-        for (out, sum) in out.iter_mut().zip(sums) {
+        let n_parts = self.head_dim.div_ceil(VALUE_DIM);
+        let sums = &self.sums[query * n_parts..(query + 1) * n_parts];
+        for (out, sum) in out.iter_mut().zip(sums.as_flattened().as_flattened()) {
             *out = sum / self.weight[query];
         }
     }
 }
 
-/// `sums = sums * shrink`, then `+ scores[i] * values[i]` for each key in order; returns `V`.
+/// `sums = sums * shrink`, then `+ scores[i] * values[i]` for each key in order.
 #[inline(always)]
-fn add_values<L: Lanes, const V: usize>(
-    l: L,
-    scores: &[f32],
-    values: &[[f32; LANES]],
-    stride: usize,
-    shrink: L::F,
-    sums: &mut [[f32; LANES]],
-) -> usize {
-    let mut acc: [L::F; V] = std::array::from_fn(|v| l.mul(l.load(&sums[v]), shrink));
-    for (i, &p) in scores.iter().enumerate() {
-        let values = &values[i * stride..i * stride + V];
+fn add_values<L: Lanes>(l: L, scores: &[f32], values: &[ValuePart], shrink: L::F, sums: &mut ValuePart) {
+    let mut acc: [L::F; VALUE_VECTORS] = std::array::from_fn(|v| l.mul(l.load(&sums[v]), shrink));
+    for (&p, values) in scores.iter().zip(values) {
         let p = l.splat(p);
-        for v in 0..V {
+        for v in 0..VALUE_VECTORS {
             acc[v] = l.fma(p, l.load(&values[v]), acc[v]);
         }
     }
-    for v in 0..V {
+    for v in 0..VALUE_VECTORS {
         l.store(&mut sums[v], acc[v]);
     }
-    V
 }
 
 /// Reads one head's row of the cache; elements past the row stay as they are.

@@ -118,6 +118,8 @@ impl Int8Panels {
         let codes = &self.codes[strip * codes..(strip + 1) * codes];
         let scales = &self.scales[strip * scales..(strip + 1) * scales];
         let (d, m) = scales.as_chunks::<LANES>().0.split_at(self.n_blocks);
+        // Formats without minima do not read them.
+        let m = if m.is_empty() { d } else { m };
         Strip { codes: codes.as_chunks().0, d, m }
     }
 }
@@ -154,13 +156,16 @@ struct Strip<'a> {
     m: &'a [[u16; LANES]],
 }
 
+/// Rows that lie side by side in [`QuantizedRows`]: a tile of the product reads them together.
+pub(super) const GROUP: usize = 8;
+
 /// Input rows in 8 bits.
 #[derive(Default)]
 pub(super) struct QuantizedRows {
     fine: bool,
     n_blocks: usize,
-    /// `[n_rows, n_blocks]`.
-    blocks: Vec<Block>,
+    /// `[n_rows / 8, n_blocks, 8]`: a block of eight rows, then the next block of the same rows.
+    blocks: Vec<[Block; GROUP]>,
 }
 
 /// A block of inputs: `x = d * q`, or with fine inputs `x = d * (254 * q + r)`.
@@ -180,28 +185,32 @@ const EMPTY: Block = Block { q: [0; BLOCK], r: [0; BLOCK], d: 0.0, sums: [0; 2],
 impl QuantizedRows {
     /// Quantises rows of `k` elements, a multiple of 32.
     pub(super) fn fill(&mut self, pool: &mut Pool, isa: crate::Isa, x: &[f32], k: usize, inputs: Inputs) {
-        /// Blocks of one task.
-        const TASK_BLOCKS: usize = 256;
-        let x = x.as_chunks::<BLOCK>().0;
         self.fine = inputs == Inputs::Fine;
         self.n_blocks = k / BLOCK;
-        if self.blocks.len() < x.len() {
-            self.blocks.resize(x.len(), EMPTY);
+        let n_rows = x.len() / k;
+        let n = n_rows.div_ceil(GROUP) * self.n_blocks;
+        if self.blocks.len() < n {
+            self.blocks.resize(n, [EMPTY; GROUP]);
         }
         let fine = self.fine;
-        pool.chunks_mut(&mut self.blocks[..x.len()], TASK_BLOCKS, |task, blocks| {
-            launch(isa, Quantize { x: &x[task * TASK_BLOCKS..][..blocks.len()], blocks, fine });
+        pool.chunks_mut(&mut self.blocks[..n], self.n_blocks, |group, blocks| {
+            let x = &x[group * GROUP * k..x.len().min((group + 1) * GROUP * k)];
+            launch(isa, Quantize { x, k, blocks, fine });
         });
     }
 
-    fn row(&self, row: usize) -> &[Block] {
-        &self.blocks[row * self.n_blocks..(row + 1) * self.n_blocks]
+    /// Blocks of the eight rows that `row` is one of.
+    fn group(&self, row: usize) -> &[[Block; GROUP]] {
+        let group = row / GROUP;
+        &self.blocks[group * self.n_blocks..(group + 1) * self.n_blocks]
     }
 }
 
+/// Up to eight rows.
 struct Quantize<'a> {
-    x: &'a [[f32; BLOCK]],
-    blocks: &'a mut [Block],
+    x: &'a [f32],
+    k: usize,
+    blocks: &'a mut [[Block; GROUP]],
     fine: bool,
 }
 
@@ -210,59 +219,71 @@ impl Kernel for Quantize<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        for (x, block) in self.x.iter().zip(self.blocks) {
-            if self.fine {
-                quantize_fine(x, block);
-            } else {
-                quantize(x, block);
+        for (row, x) in self.x.chunks_exact(self.k).enumerate() {
+            for (x, blocks) in x.as_chunks::<BLOCK>().0.iter().zip(&mut *self.blocks) {
+                if self.fine {
+                    quantize_fine(x, &mut blocks[row]);
+                } else {
+                    quantize(x, &mut blocks[row]);
+                }
             }
         }
     }
 }
 
-// Plain float arithmetic: every level rounds it alike.
+// Plain float arithmetic: every level rounds it alike. Loops over arrays, which compilers turn into vectors.
 
 /// Scale of the codes and its inverse.
 #[inline(always)]
 fn scale(x: &[f32; BLOCK]) -> (f32, f32) {
     // As integers, magnitudes compare like floats, and NaN is above all: it must not get lost.
-    let largest = x.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7FFF_FFFF));
+    let mut largest = 0;
+    for x in x {
+        largest = largest.max(x.to_bits() & 0x7FFF_FFFF);
+    }
     let largest = f32::from_bits(largest);
     (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 })
 }
 
-/// To nearest, ties to even: adding 1.5 * 2^23 leaves the integer in the low bits.
+/// Codes of numbers counted in steps, to nearest, ties to even, and their sum: adding 1.5 * 2^23 leaves the integer
+/// in the low bits.
 #[inline(always)]
-fn round(x: f32) -> i32 {
-    ((x + 12_582_912.0).to_bits() as i32).wrapping_sub(0x4B40_0000)
+fn codes(steps: &[f32; BLOCK], codes: &mut [i8; BLOCK]) -> i32 {
+    let mut sum = 0_i32;
+    for i in 0..BLOCK {
+        let code = ((steps[i] + 12_582_912.0).to_bits() as i32).wrapping_sub(0x4B40_0000);
+        codes[i] = code as i8;
+        sum = sum.wrapping_add(code);
+    }
+    sum
 }
 
 #[inline(always)]
 fn quantize(x: &[f32; BLOCK], block: &mut Block) {
     let (d, inverse) = scale(x);
-    let mut sum = 0;
-    for (x, q) in x.iter().zip(&mut block.q) {
-        *q = round(x * inverse) as i8;
-        sum += i32::from(*q);
+    let mut steps = [0.0; BLOCK];
+    for i in 0..BLOCK {
+        steps[i] = x[i] * inverse;
     }
-    (block.d, block.sums[0], block.total) = (d, sum, d * sum as f32);
+    block.sums[0] = codes(&steps, &mut block.q);
+    (block.d, block.total) = (d, d * block.sums[0] as f32);
 }
 
 #[inline(always)]
 fn quantize_fine(x: &[f32; BLOCK], block: &mut Block) {
     let (d, inverse) = scale(x);
-    let mut sums = [0; 2];
-    for ((x, q), r) in x.iter().zip(&mut block.q).zip(&mut block.r) {
-        let steps = x * inverse;
-        let whole = round(steps) as i8;
-        // The difference is exact, and at most half a step.
-        (*q, *r) = (whole, round((steps - f32::from(whole)) * FINE_STEPS) as i8);
-        sums[0] += i32::from(*q);
-        sums[1] += i32::from(*r);
+    let mut steps = [0.0; BLOCK];
+    for i in 0..BLOCK {
+        steps[i] = x[i] * inverse;
     }
-    let d = d / FINE_STEPS;
-    (block.d, block.sums) = (d, sums);
-    block.total = d * (sums[0] as f32 * FINE_STEPS + sums[1] as f32);
+    block.sums[0] = codes(&steps, &mut block.q);
+    for i in 0..BLOCK {
+        // The difference is exact, and at most half a step.
+        steps[i] = (steps[i] - f32::from(block.q[i])) * FINE_STEPS;
+    }
+    block.sums[1] = codes(&steps, &mut block.r);
+    block.d = d / FINE_STEPS;
+    block.total = block.d * (block.sums[0] as f32 * FINE_STEPS + block.sums[1] as f32);
 }
 
 /// Where results of a product go.
@@ -328,11 +349,12 @@ impl<O: Output> Int8Product<'_, O> {
         row: usize,
         first: usize,
     ) -> usize {
-        let n_blocks = strip.d.len();
-        let rows: [&[Block]; R] = std::array::from_fn(|r| &self.x.row(row + r)[..n_blocks]);
-        let groups = if BYTES { 8 } else { 4 };
+        let blocks = self.x.group(row);
+        let first_row = row % GROUP;
+        let code_groups = if BYTES { 8 } else { 4 };
         let mut acc = [l.splat(0.0); R];
-        for (b, codes) in strip.codes.chunks_exact(groups).enumerate() {
+        let strip = strip.codes.chunks_exact(code_groups).zip(strip.d).zip(strip.m);
+        for (((codes, d), m), blocks) in strip.zip(blocks) {
             let w: [L::B; 8] = std::array::from_fn(|g| {
                 if BYTES {
                     l.load_bytes(&codes[g])
@@ -342,17 +364,22 @@ impl<O: Output> Int8Product<'_, O> {
                     l.high_nibbles(l.load_bytes(&codes[g / 2]))
                 }
             });
-            let d = l.load_f16(&strip.d[b]);
-            for r in 0..R {
-                let block = &rows[r][b];
-                let mut dot = l.to_float(block_dot(l, &w, &block.q, -OFFSET * block.sums[0]));
-                if FINE {
-                    let rest = l.to_float(block_dot(l, &w, &block.r, -OFFSET * block.sums[1]));
-                    dot = l.fma(dot, l.splat(FINE_STEPS), rest);
+            let blocks: &[Block; R] = blocks[first_row..].first_chunk().expect("a tile lies in one group");
+            let mut dots = dots(l, &w, blocks, |b| (&b.q, b.sums[0].wrapping_mul(-OFFSET)));
+            if FINE {
+                let rest = self::dots(l, &w, blocks, |b| (&b.r, b.sums[1].wrapping_mul(-OFFSET)));
+                for r in 0..R {
+                    dots[r] = l.fma(dots[r], l.splat(FINE_STEPS), rest[r]);
                 }
-                acc[r] = l.fma(dot, l.mul(d, l.splat(block.d)), acc[r]);
-                if MIN {
-                    acc[r] = l.fma(l.load_f16(&strip.m[b]), l.splat(block.total), acc[r]);
+            }
+            let d = l.load_f16(d);
+            for r in 0..R {
+                acc[r] = l.fma(dots[r], l.mul(d, l.splat(blocks[r].d)), acc[r]);
+            }
+            if MIN {
+                let m = l.load_f16(m);
+                for r in 0..R {
+                    acc[r] = l.fma(m, l.splat(blocks[r].total), acc[r]);
                 }
             }
         }
@@ -363,12 +390,21 @@ impl<O: Output> Int8Product<'_, O> {
     }
 }
 
-/// Integer sums of one block for sixteen outputs, from `start`.
+/// Exact sums of one block of `R` rows for sixteen outputs, as floats. `codes` gives a row's codes and its start.
 #[inline(always)]
-fn block_dot<L: Lanes>(l: L, w: &[L::B; 8], x: &[i8; BLOCK], start: i32) -> L::I {
-    let mut dot = l.splat_i32(start);
-    for (w, x) in w.iter().zip(x.as_chunks::<4>().0) {
-        dot = l.dot(dot, *w, *x);
+fn dots<L: Lanes, const R: usize>(
+    l: L,
+    w: &[L::B; 8],
+    blocks: &[Block; R],
+    codes: impl Fn(&Block) -> (&[i8; BLOCK], i32),
+) -> [L::F; R] {
+    let mut dots: [L::I; R] = std::array::from_fn(|r| l.splat_i32(codes(&blocks[r]).1));
+    let x: [&[[i8; 4]; 8]; R] =
+        std::array::from_fn(|r| codes(&blocks[r]).0.as_chunks::<4>().0.first_chunk().expect("32 codes are 8 fours"));
+    for g in 0..8 {
+        for r in 0..R {
+            dots[r] = l.dot(dots[r], w[g], x[r][g]);
+        }
     }
-    dot
+    std::array::from_fn(|r| l.to_float(dots[r]))
 }

@@ -32,6 +32,12 @@ impl Lanes for Avx2 {
     const WIDE: bool = false;
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            op!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()));
+        }
+    }
+    #[inline(always)]
     fn splat(self, x: f32) -> Pair {
         [op!(_mm256_set1_ps(x)); 2]
     }

@@ -29,6 +29,10 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Whether registers are many and wide: tiles of 8 rows x 32 outputs instead of 4 x 16.
     const WIDE: bool;
 
+    /// Asks for the bytes to be brought near. A hint: nothing is read.
+    #[inline(always)]
+    fn prefetch(self, _: &[u8]) {}
+
     fn splat(self, x: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
     fn store(self, to: &mut [f32; LANES], x: Self::F);
