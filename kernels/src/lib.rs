@@ -1,7 +1,7 @@
 //! Tensor operations and the memory they work on.
 //!
 //! Here: the KV cache's memory ([`kv::KvArena`]), a small thread pool ([`pool::Pool`]), and the operations of a
-//! transformer, each twice: [`reference`] is plain and slow, the oracle of every test; [`cpu`] is the fast path.
+//! transformer, each twice: [`mod@reference`] is plain and slow, the oracle of every test; [`cpu`] is the fast path.
 //! Not here: models, files, requests, any decision about what to compute.
 //!
 //! **Numerics contract.** Each output row is a fixed sequence of float operations of that row and the weights

@@ -2,7 +2,7 @@
 //!
 //! Slices are claimed one at a time, so a thread that does not get a core takes none, and the caller waits only for
 //! helpers that have begun a slice: a busy machine slows the pool down, it never makes it wait for a thread that is
-//! not running. Helpers spin for [`SPIN`] after work, then sleep. Nothing is allocated per call.
+//! not running. Helpers spin for some tens of microseconds after work, then sleep. Nothing is allocated per call.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
