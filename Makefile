@@ -33,8 +33,8 @@ unit: tools model
 .PHONY: run-unit run-e2e run-storm
 run-unit:
 	@if cargo nextest --version >/dev/null 2>&1; \
-	then cargo nextest run --release --locked --workspace; \
-	else cargo test --release --locked --workspace; fi
+	then cargo nextest run --release --locked --workspace --no-fail-fast; \
+	else cargo test --release --locked --workspace --no-fail-fast; fi
 
 e2e: build tools model
 	@$(MAKE) --no-print-directory run-e2e

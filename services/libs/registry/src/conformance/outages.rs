@@ -8,7 +8,7 @@ use super::servers::Server;
 use super::{Process, Smallest, eventually, member, within};
 use crate::Membership;
 
-const BACK: Duration = Duration::from_secs(5);
+const BACK: Duration = Duration::from_secs(15);
 
 async fn two_members<S: Server>(server: &S) -> (Process, Process, Membership, Membership) {
     let (a, b) = (Process::start(server), Process::start(server));
