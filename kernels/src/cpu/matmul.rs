@@ -4,7 +4,7 @@
 //! and threads. A tile keeps several rows times 32 outputs in registers; weights of a panel come from the cache once
 //! per tile, inputs once per 32 outputs.
 
-use super::int8::{Int8Product, Output};
+use super::integer::{IntegerProduct, Output};
 use super::lanes::{Kernel, LANES, Lanes, launch};
 use super::matrix::{Linear, PANEL, STRIPS, Weights};
 use super::{Cpu, Store};
@@ -29,9 +29,7 @@ impl Cpu {
         let n_rows = x.len() / k;
         assert!(x.len() == n_rows * k && out.len() == n_rows * n_out, "{} x {k} to {} x {n_out}", x.len(), out.len());
         let isa = self.isa;
-        if let Some(inputs) = weights.int8_inputs() {
-            self.quantized.fill(&mut self.pool, isa, x, k, inputs);
-        }
+        self.quantized.fill(&mut self.pool, isa, (x, k), None, weights.integer_inputs());
         let quantized = &self.quantized;
         let n_panels = weights.n_panels();
         let n_row_tasks = n_rows.div_ceil(TASK_ROWS);
@@ -54,10 +52,13 @@ impl Cpu {
                         let panel = &panels[index * k * PANEL..(index + 1) * k * PANEL];
                         launch(isa, Product { x: &x[rows.start * k..rows.end * k], k, panel, columns });
                     }
-                    Weights::Int8(weights) => {
+                    Weights::Integer(integer) => {
                         let strips = index * STRIPS..(index + 1) * STRIPS;
-                        let rows = rows.clone();
-                        launch(isa, Int8Product { weights, strips, x: quantized, rows, output: columns });
+                        let (rows, fine) = (rows.clone(), weights.takes_fine(integer));
+                        launch(
+                            isa,
+                            IntegerProduct { weights: integer, strips, x: quantized, fine, rows, output: columns },
+                        );
                     }
                 }
             }

@@ -5,7 +5,7 @@
 //! crosses lanes. Begin with `matmul.rs`, then `attention.rs`.
 
 mod attention;
-mod int8;
+mod integer;
 mod lanes;
 mod math;
 mod matmul;
@@ -18,10 +18,10 @@ use crate::Isa;
 use crate::kv::CellShape;
 use crate::pool::Pool;
 
-use self::int8::QuantizedRows;
+use self::integer::QuantizedRows;
 
 pub use attention::{Attention, Span, Visible};
-pub use int8::Inputs;
+pub use integer::Inputs;
 pub use matrix::{Linear, Matrix};
 pub use rope::{KvRows, RopeTable};
 

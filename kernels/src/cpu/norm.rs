@@ -41,18 +41,30 @@ impl Kernel for RmsNorm<'_> {
     fn run<L: Lanes>(self, l: L) {
         let dim = self.weight.len();
         for (x, out) in self.x.chunks_exact(dim).zip(self.out.chunks_exact_mut(dim)) {
-            let scale = 1.0 / (sum_of_squares(l, x) / dim as f32 + self.eps).sqrt();
+            let scale = scale(l, x, self.eps);
             let (x, x_rest) = x.as_chunks::<LANES>();
             let (w, w_rest) = self.weight.as_chunks::<LANES>();
             let (out, out_rest) = out.as_chunks_mut::<LANES>();
             for ((x, w), out) in x.iter().zip(w).zip(out) {
-                l.store(out, l.mul(l.mul(l.load(x), l.splat(scale)), l.load(w)));
+                l.store(out, apply(l, l.load(x), scale, l.load(w)));
             }
             for ((x, w), out) in x_rest.iter().zip(w_rest).zip(out_rest) {
                 *out = *x * scale * *w;
             }
         }
     }
+}
+
+/// What a row is multiplied by before its gains.
+#[inline(always)]
+pub(super) fn scale<L: Lanes>(l: L, x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum_of_squares(l, x) / x.len() as f32 + eps).sqrt()
+}
+
+/// Some elements of a row times its scale and their gains.
+#[inline(always)]
+pub(super) fn apply<L: Lanes>(l: L, x: L::F, scale: f32, gain: L::F) -> L::F {
+    l.mul(l.mul(x, l.splat(scale)), gain)
 }
 
 #[inline(always)]
