@@ -5,6 +5,7 @@
 //! crosses lanes. Begin with `matmul.rs`, then `attention.rs`.
 
 mod attention;
+mod gate;
 mod integer;
 mod lanes;
 mod math;
@@ -12,7 +13,7 @@ mod matmul;
 mod matrix;
 mod norm;
 mod rope;
-mod swiglu;
+mod softcap;
 
 use crate::Isa;
 use crate::kv::CellShape;
@@ -21,8 +22,10 @@ use crate::pool::Pool;
 use self::integer::QuantizedRows;
 
 pub use attention::{Attention, Span, Visible};
+pub use gate::Activation;
 pub use integer::Inputs;
 pub use matrix::{Linear, Matrix};
+pub use norm::Parts;
 pub use rope::{KvRows, RopeTable};
 
 /// Threads and the instruction level they use.
