@@ -4,7 +4,7 @@ mod common;
 
 use common::{Random, all_cpus, assert_close, bits};
 use kernels::Isa;
-use kernels::cpu::{Cpu, Linear, Matrix, Store};
+use kernels::cpu::{Cpu, Linear, Matrix, Rows, Store};
 use kernels::reference;
 
 fn pack(cpu: &mut Cpu, weights: &[f32], k: usize) -> Matrix {
@@ -14,7 +14,7 @@ fn pack(cpu: &mut Cpu, weights: &[f32], k: usize) -> Matrix {
 
 fn product(cpu: &mut Cpu, linear: &Linear, x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len() / linear.k() * linear.n_out()];
-    cpu.matmul(linear, x, &mut out, Store::Replace);
+    cpu.matmul(linear, Rows::new(x), &mut out, Store::Replace);
     out
 }
 
@@ -47,7 +47,7 @@ fn check(n_rows: usize, k: usize, parts: &[usize]) {
         }
         let whole = Linear::new(vec![pack(&mut cpu, &weights, k)], Some(bias.clone()));
         let mut added = out.clone();
-        cpu.matmul(&whole, &x, &mut added, Store::Add);
+        cpu.matmul(&whole, Rows::new(&x), &mut added, Store::Add);
         let by_hand = |(i, y): (usize, &f32)| y + (y + bias[i % n_out]);
         assert_eq!(bits(&added), bits(&out.iter().enumerate().map(by_hand).collect::<Vec<_>>()));
     }

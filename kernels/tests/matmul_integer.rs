@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Random, all_cpus, bits};
-use kernels::cpu::{Cpu, Inputs, Linear, Matrix, Store};
+use common::{Random, all_cpus, assert_close, bits};
+use kernels::cpu::{Activation, Cpu, Inputs, Linear, Matrix, Rows, Store};
 use kernels::quant::encode::quantize;
 use kernels::quant::{QuantFormat, dequantize};
 use kernels::reference;
@@ -21,7 +21,7 @@ fn rounded(x: &[f32], fine: bool) -> Vec<f32> {
 
 fn product(cpu: &mut Cpu, linear: &Linear, x: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; x.len() / linear.k() * linear.n_out()];
-    cpu.matmul(linear, x, &mut out, Store::Replace);
+    cpu.matmul(linear, Rows::new(x), &mut out, Store::Replace);
     out
 }
 
@@ -68,6 +68,33 @@ fn equals_the_reference_on_all_levels_threads_and_batches() {
             check(format, inputs, 15, 5 * unit, 33);
             check(format, inputs, 70, 4 * unit, 64);
         }
+    }
+}
+
+#[test]
+fn a_norm_on_the_way_and_gates_have_the_bits_of_separate_operations() {
+    let (k, dim) = (96, 70);
+    let mut random = Random::new(8);
+    let (x, gain) = (random.vec(13 * k), random.vec(k));
+    let stored = [QuantFormat::Q4_1, QuantFormat::Q8_0].map(|format| (format, quantize(format, &random.vec(dim * k))));
+    for mut cpu in all_cpus() {
+        let parts = stored.each_ref().map(|(format, stored)| {
+            let row_bytes = format.bytes_of(k);
+            let row = |o: usize| &stored[o * row_bytes..(o + 1) * row_bytes];
+            Matrix::pack_integer(cpu.pool(), *format, dim, k, &row).unwrap()
+        });
+        let linear = Linear::new(parts.into(), Some(random.vec(2 * dim)));
+        let mut normed = vec![0.0; x.len()];
+        cpu.rms_norm(&x, &gain, 1e-5, &mut normed);
+        let apart = product(&mut cpu, &linear, &normed);
+        let mut at_once = vec![0.0; apart.len()];
+        cpu.matmul(&linear, Rows::normed(&x, &gain, 1e-5), &mut at_once, Store::Replace);
+        assert_eq!(bits(&at_once), bits(&apart));
+        assert_ne!(bits(&at_once), bits(&product(&mut cpu, &linear, &x)), "the norm shows");
+        let mut gated = vec![0.0; 13 * dim];
+        cpu.matmul_gated(&linear, Rows::normed(&x, &gain, 1e-5), Activation::Silu, &mut gated);
+        let expected = apart.chunks_exact(2 * dim).flat_map(|row| reference::swiglu(&row[..dim], &row[dim..]));
+        assert_close(&gated, &expected.collect::<Vec<_>>(), 2e-6);
     }
 }
 

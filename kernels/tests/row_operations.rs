@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, all_cpus, assert_close, bits};
-use kernels::cpu::{Activation, Cpu, Parts};
+use kernels::cpu::{Activation, Cpu, Linear, Matrix, Parts, Rows};
 use kernels::reference;
 
 /// Runs an operation on all levels and thread numbers: close to `expected`, the same bits everywhere.
@@ -71,8 +71,16 @@ fn gates_equal_the_reference() {
             let expected: Vec<f32> =
                 gate_up.chunks_exact(2 * dim).flat_map(|row| plain(&row[..dim], &row[dim..])).collect();
             check(&expected, |cpu| {
+                // The weights pick the first half of a row as gates and the other as ups.
+                let pick = |half| {
+                    move |o: usize, row: &mut [f32]| {
+                        row.fill(0.0);
+                        row[half * dim + o] = 1.0;
+                    }
+                };
+                let parts = (0..2).map(|half| Matrix::pack(cpu.pool(), dim, 2 * dim, &pick(half))).collect();
                 let mut out = vec![0.0; n_rows * dim];
-                cpu.gate(activation, &gate_up, dim, &mut out);
+                cpu.matmul_gated(&Linear::new(parts, None), Rows::new(&gate_up), activation, &mut out);
                 out
             });
         }

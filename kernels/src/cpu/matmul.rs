@@ -1,21 +1,46 @@
 //! Matrix product with packed weights.
 //!
-//! Each output is one chain of fused multiply-adds over `k` from 0 up, starting at 0, whatever the number of rows
-//! and threads. A tile keeps several rows times 32 outputs in registers; weights of a panel come from the cache once
-//! per tile, inputs once per 32 outputs.
+//! How an output is summed is said where the weights' formats are ([`super::float`], [`super::integer`]): in a fixed
+//! order, whatever the number of rows and threads. Here inputs are prepared, once for all outputs, and the work is cut
+//! into tasks of some rows and some panels of outputs.
 
-use super::integer::{IntegerProduct, Output};
+use std::ops::Range;
+
+use super::columns::Columns;
+use super::float::FloatProduct;
+use super::gate::Activation;
+use super::integer::{IntegerProduct, Norm, QuantizedRows};
 use super::lanes::{Kernel, LANES, Lanes, launch};
 use super::matrix::{Linear, PANEL, STRIPS, Weights};
 use super::{Cpu, Store};
-use crate::pool::SharedMut;
+use crate::Isa;
+use crate::pool::{Pool, SharedMut};
 
 /// Rows that one task takes: they stay in the second-level cache while panels go by.
 const TASK_ROWS: usize = 64;
-/// Fused multiply-adds worth a task: some microseconds, so that claiming it costs little and a late thread little too.
+/// Multiply-adds worth a task: some microseconds, so that claiming it costs little and a late thread little too.
 const TASK_WORK: usize = 400_000;
 /// Tasks per thread at least, where there are as many panels.
 const TASKS_PER_THREAD: usize = 4;
+
+/// Inputs of a product, `[n_rows, k]`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    x: &'a [f32],
+    norm: Option<Norm<'a>>,
+}
+
+impl<'a> Rows<'a> {
+    /// As they are.
+    pub fn new(x: &'a [f32]) -> Self {
+        Self { x, norm: None }
+    }
+
+    /// Each row normalised first, as [`Cpu::rms_norm`] does; `gain`: `[k]`.
+    pub fn normed(x: &'a [f32], gain: &'a [f32], eps: f32) -> Self {
+        Self { x, norm: Some(Norm { gain, eps }) }
+    }
+}
 
 impl Cpu {
     /// `out = x * weights^T + bias`, or added to what is there.
@@ -24,157 +49,178 @@ impl Cpu {
     ///
     /// # Panics
     /// If the lengths are not whole rows of the same number.
-    pub fn matmul(&mut self, weights: &Linear, x: &[f32], out: &mut [f32], store: Store) {
-        let (k, n_out) = (weights.k(), weights.n_out());
-        let n_rows = x.len() / k;
-        assert!(x.len() == n_rows * k && out.len() == n_rows * n_out, "{} x {k} to {} x {n_out}", x.len(), out.len());
-        let isa = self.isa;
-        self.quantized.fill(&mut self.pool, isa, (x, k), None, weights.integer_inputs());
-        let quantized = &self.quantized;
+    pub fn matmul(&mut self, weights: &Linear, x: Rows<'_>, out: &mut [f32], store: Store) {
+        let n_out = weights.n_out();
+        let n_rows = n_rows(weights, x, out.len(), n_out);
         let n_panels = weights.n_panels();
-        let n_row_tasks = n_rows.div_ceil(TASK_ROWS);
-        let worth = TASK_WORK / (k * PANEL * n_rows.clamp(1, TASK_ROWS));
-        let fair = n_panels * n_row_tasks / (TASKS_PER_THREAD * self.pool.n_threads());
-        let per_task = worth.min(fair).max(1);
-        let n_panel_tasks = n_panels.div_ceil(per_task);
+        let work = Tasks::new(n_rows, n_panels, weights.k(), self.pool.n_threads());
+        let (pool, product) = self.prepare(weights, x);
         let out = SharedMut::new(out);
-        self.pool.run(n_row_tasks * n_panel_tasks, &|task| {
-            let (rows, panels) = (task / n_panel_tasks, task % n_panel_tasks);
-            let first_row = rows * TASK_ROWS;
-            let rows = first_row..n_rows.min(first_row + TASK_ROWS);
-            for panel in panels * per_task..n_panels.min((panels + 1) * per_task) {
-                let (matrix, index, first_out) = weights.locate(panel);
-                let n_cols = PANEL.min(matrix.n_out() - index * PANEL);
-                let bias = weights.bias().map(|b| &b[first_out..first_out + n_cols]);
-                let columns = Columns { out: &out, stride: n_out, first_row, first_out, n_cols, bias, store };
-                match matrix.weights() {
-                    Weights::F32(panels) => {
-                        let panel = &panels[index * k * PANEL..(index + 1) * k * PANEL];
-                        launch(isa, Product { x: &x[rows.start * k..rows.end * k], k, panel, columns });
-                    }
-                    Weights::Integer(integer) => {
-                        let strips = index * STRIPS..(index + 1) * STRIPS;
-                        let (rows, fine) = (rows.clone(), weights.takes_fine(integer));
-                        launch(
-                            isa,
-                            IntegerProduct { weights: integer, strips, x: quantized, fine, rows, output: columns },
-                        );
-                    }
-                }
+        pool.run(work.count(), &|task| {
+            let (rows, panels) = work.get(task);
+            for panel in panels {
+                let (_, _, first_out) = weights.locate(panel);
+                let columns = Target { out: &out, stride: n_out, first_row: rows.start, first_out, store };
+                product.panel(weights, panel, rows.clone(), columns);
             }
         });
     }
+
+    /// `out = activation(x * gate^T) * (x * up^T)`, the gated half of a feed-forward layer.
+    ///
+    /// `weights`: two parts, gate and up, with as many outputs each. `x`: `[n_rows, k]`. `out`: `[n_rows, n_out / 2]`.
+    ///
+    /// # Panics
+    /// If the parts are others, or the lengths are not whole rows of the same number.
+    ///
+    /// Source: Shazeer, arXiv:2002.05202.
+    pub fn matmul_gated(&mut self, weights: &Linear, x: Rows<'_>, activation: Activation, out: &mut [f32]) {
+        let dim = weights.n_out() / 2;
+        let n_panels = weights.n_panels() / 2;
+        assert!(weights.part_outputs().eq([dim; 2]), "gate and up of {dim} outputs each");
+        let n_rows = n_rows(weights, x, out.len(), dim);
+        let work = Tasks::new(n_rows, n_panels, 2 * weights.k(), self.pool.n_threads());
+        let (pool, product) = self.prepare(weights, x);
+        let isa = product.isa;
+        let out = SharedMut::new(out);
+        pool.run(work.count(), &|task| {
+            let (rows, panels) = work.get(task);
+            let mut tile: Tile = [[0.0; TASK_ROWS * PANEL]; 2];
+            for panel in panels {
+                for (half, tile) in tile.iter_mut().enumerate() {
+                    let tile = SharedMut::new(tile);
+                    let columns =
+                        Target { out: &tile, stride: PANEL, first_row: 0, first_out: 0, store: Store::Replace };
+                    product.panel(weights, half * n_panels + panel, rows.clone(), columns);
+                }
+                let n_cols = PANEL.min(dim - panel * PANEL);
+                let target = Columns {
+                    out: &out,
+                    stride: dim,
+                    first_row: rows.start,
+                    first_out: panel * PANEL,
+                    n_cols,
+                    bias: None,
+                    store: Store::Replace,
+                };
+                launch(isa, Gate { activation, tile: &tile, n_rows: rows.len(), target });
+            }
+        });
+    }
+
+    /// Turns inputs into what the weights' formats take.
+    fn prepare<'a>(&'a mut self, weights: &Linear, Rows { x, norm }: Rows<'a>) -> (&'a mut Pool, Product<'a>) {
+        let k = weights.k();
+        self.quantized.fill(&mut self.pool, self.isa, (x, k), norm, weights.integer_inputs());
+        let mut floats = x;
+        if let Some(Norm { gain, eps }) = norm.filter(|_| weights.takes_floats()) {
+            let mut normed = std::mem::take(&mut self.normed);
+            normed.resize(x.len(), 0.0);
+            self.rms_norm(x, gain, eps, &mut normed);
+            self.normed = normed;
+            floats = &self.normed;
+        }
+        (&mut self.pool, Product { isa: self.isa, k, floats, quantized: &self.quantized })
+    }
 }
 
-/// Where a panel's results go: columns `first_out..first_out + n_cols` of rows from `first_row` on.
-struct Columns<'a> {
+/// A product's inputs, as its formats take them.
+struct Product<'a> {
+    isa: Isa,
+    k: usize,
+    floats: &'a [f32],
+    quantized: &'a QuantizedRows,
+}
+
+/// Where a panel's results go.
+struct Target<'a> {
     out: &'a SharedMut<'a, f32>,
     stride: usize,
     first_row: usize,
     first_out: usize,
-    n_cols: usize,
-    bias: Option<&'a [f32]>,
     store: Store,
 }
 
-impl Output for Columns<'_> {
-    #[inline(always)]
-    fn put<L: Lanes>(&self, l: L, row: usize, first: usize, acc: L::F) {
-        let Some(n) = self.n_cols.checked_sub(first).map(|n| n.min(LANES)).filter(|&n| n > 0) else { return };
-        let start = (self.first_row + row) * self.stride + self.first_out + first;
-        // SAFETY: a task writes only its own rows and its own panels' columns; tasks are handed out once each, so no
-        // other thread has these elements, and this borrow ends before the next `put`.
-        let out = unsafe { self.out.slice(start, n) };
-        let mut result = acc;
-        if let Some(bias) = self.bias {
-            result = l.add(result, load_partial(l, &bias[first..first + n]));
-        }
-        if self.store == Store::Add {
-            result = l.add(load_partial(l, out), result);
-        }
-        if let Some(out) = out.first_chunk_mut::<LANES>() {
-            l.store(out, result);
-        } else {
-            let mut lanes = [0.0; LANES];
-            l.store(&mut lanes, result);
-            out.copy_from_slice(&lanes[..n]);
+impl Product<'_> {
+    /// Panel `index` (counted over all parts) of some rows.
+    fn panel(&self, weights: &Linear, index: usize, rows: Range<usize>, target: Target<'_>) {
+        let (matrix, panel, first_bias) = weights.locate(index);
+        let n_cols = PANEL.min(matrix.n_out() - panel * PANEL);
+        let bias = weights.bias().map(|b| &b[first_bias..first_bias + n_cols]);
+        let Target { out, stride, first_row, first_out, store } = target;
+        let columns = Columns { out, stride, first_row, first_out, n_cols, bias, store };
+        let strips = panel * STRIPS..(panel + 1) * STRIPS;
+        match matrix.weights() {
+            Weights::Float(floats) => {
+                let x = &self.floats[rows.start * self.k..rows.end * self.k];
+                launch(self.isa, FloatProduct { weights: floats, strips, x, k: self.k, columns });
+            }
+            Weights::Integer(integer) => {
+                let fine = weights.takes_fine(integer);
+                let product = IntegerProduct { weights: integer, strips, x: self.quantized, fine, rows, columns };
+                launch(self.isa, product);
+            }
         }
     }
 }
 
-#[inline(always)]
-fn load_partial<L: Lanes>(l: L, from: &[f32]) -> L::F {
-    if let Some(from) = from.first_chunk::<LANES>() {
-        return l.load(from);
-    }
-    let mut lanes = [0.0; LANES];
-    lanes[..from.len()].copy_from_slice(from);
-    l.load(&lanes)
+/// Gates and ups of a panel, as they come from the product.
+type Tile = [[f32; TASK_ROWS * PANEL]; 2];
+
+/// `activation(gate) * up` of a panel.
+struct Gate<'a> {
+    activation: Activation,
+    tile: &'a Tile,
+    n_rows: usize,
+    target: Columns<'a>,
 }
 
-/// One panel times some rows.
-struct Product<'a> {
-    x: &'a [f32],
-    k: usize,
-    panel: &'a [f32],
-    columns: Columns<'a>,
-}
-
-impl Kernel for Product<'_> {
+impl Kernel for Gate<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let n_rows = self.x.len() / self.k;
-        let mut row = 0;
-        while row < n_rows {
-            let left = n_rows - row;
-            row += if L::WIDE {
-                match left {
-                    8.. => self.tile::<L, 8, 2>(l, row, 0),
-                    4.. => self.tile::<L, 4, 2>(l, row, 0),
-                    2.. => self.tile::<L, 2, 2>(l, row, 0),
-                    _ => self.tile::<L, 1, 2>(l, row, 0),
-                }
-            } else {
-                let halves = |n: fn(&Self, L, usize, usize) -> usize| {
-                    n(&self, l, row, 0);
-                    n(&self, l, row, 1)
-                };
-                match left {
-                    4.. => halves(Self::tile::<L, 4, 1>),
-                    2.. => halves(Self::tile::<L, 2, 1>),
-                    _ => halves(Self::tile::<L, 1, 1>),
-                }
-            };
+        let [gate, up] = self.tile.each_ref().map(|half| half.as_chunks::<LANES>().0);
+        for (i, (gate, up)) in gate.iter().zip(up).take(self.n_rows * STRIPS).enumerate() {
+            let gated = l.mul(self.activation.apply(l, l.load(gate)), l.load(up));
+            self.target.put(l, i / STRIPS, i % STRIPS * LANES, gated);
         }
     }
 }
 
-impl Product<'_> {
-    /// Rows `row..row + R` times vectors `first..first + V` of the panel; returns `R`.
-    #[inline(always)]
-    fn tile<L: Lanes, const R: usize, const V: usize>(&self, l: L, row: usize, first: usize) -> usize {
-        let k = self.k;
-        let (weights, _) = self.panel.as_chunks::<LANES>();
-        let (weights, _) = weights.as_chunks::<{ PANEL / LANES }>();
-        let weights = &weights[..k];
-        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * k..][..k]);
-        let mut acc = [[l.splat(0.0); V]; R];
-        for (i, w) in weights.iter().enumerate() {
-            let w: [L::F; V] = std::array::from_fn(|v| l.load(&w[first + v]));
-            for r in 0..R {
-                let x = l.splat(x[r][i]);
-                for v in 0..V {
-                    acc[r][v] = l.fma(x, w[v], acc[r][v]);
-                }
-            }
-        }
-        for (r, acc) in acc.into_iter().enumerate() {
-            for (v, acc) in acc.into_iter().enumerate() {
-                self.columns.put(l, row + r, (first + v) * LANES, acc);
-            }
-        }
-        R
+/// How a product is cut into tasks.
+struct Tasks {
+    n_rows: usize,
+    n_panels: usize,
+    panels: usize,
+    n_panel_tasks: usize,
+}
+
+impl Tasks {
+    fn new(n_rows: usize, n_panels: usize, k: usize, n_threads: usize) -> Self {
+        let n_row_tasks = n_rows.div_ceil(TASK_ROWS);
+        let worth = TASK_WORK / (k * PANEL * n_rows.clamp(1, TASK_ROWS));
+        let fair = n_panels * n_row_tasks / (TASKS_PER_THREAD * n_threads);
+        let panels = worth.min(fair).max(1);
+        Self { n_rows, n_panels, panels, n_panel_tasks: n_panels.div_ceil(panels) }
     }
+
+    fn count(&self) -> usize {
+        self.n_rows.div_ceil(TASK_ROWS) * self.n_panel_tasks
+    }
+
+    /// Rows and panels of a task.
+    fn get(&self, task: usize) -> (Range<usize>, Range<usize>) {
+        let (row, panel) = (task / self.n_panel_tasks * TASK_ROWS, task % self.n_panel_tasks * self.panels);
+        (row..self.n_rows.min(row + TASK_ROWS), panel..self.n_panels.min(panel + self.panels))
+    }
+}
+
+/// Rows of a product whose result has `len` elements in rows of `n_out`.
+fn n_rows(weights: &Linear, x: Rows<'_>, len: usize, n_out: usize) -> usize {
+    let k = weights.k();
+    let n_rows = x.x.len() / k;
+    assert!(x.x.len() == n_rows * k && len == n_rows * n_out, "{} x {k} to {len} x {n_out}", x.x.len());
+    assert!(x.norm.is_none_or(|n| n.gain.len() == k), "a gain for each of {k} inputs");
+    n_rows
 }

@@ -5,6 +5,8 @@
 //! crosses lanes. Begin with `matmul.rs`, then `attention.rs`.
 
 mod attention;
+mod columns;
+mod float;
 mod gate;
 mod integer;
 mod lanes;
@@ -24,6 +26,7 @@ use self::integer::QuantizedRows;
 pub use attention::{Attention, Span, Visible};
 pub use gate::Activation;
 pub use integer::Inputs;
+pub use matmul::Rows;
 pub use matrix::{Linear, Matrix};
 pub use norm::Parts;
 pub use rope::{KvRows, RopeTable};
@@ -34,12 +37,14 @@ pub struct Cpu {
     isa: Isa,
     /// Inputs of the product in hand.
     quantized: QuantizedRows,
+    /// The same after a norm, in float32.
+    normed: Vec<f32>,
 }
 
 impl Cpu {
     /// `n_threads` threads, the caller's own included.
     pub fn new(n_threads: usize, isa: Isa) -> Self {
-        Self { pool: Pool::new(n_threads), isa, quantized: QuantizedRows::default() }
+        Self { pool: Pool::new(n_threads), isa, quantized: QuantizedRows::default(), normed: Vec::new() }
     }
 
     /// The threads, for work that is no operation of this module.

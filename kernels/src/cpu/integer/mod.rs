@@ -13,7 +13,7 @@ mod records;
 pub use inputs::Inputs;
 pub(super) use inputs::{Norm, QuantizedRows};
 pub(super) use pack::IntegerWeights;
-pub(super) use product::{IntegerProduct, Output};
+pub(super) use product::IntegerProduct;
 
 /// Numbers that share a scale.
 pub(super) const BLOCK: usize = 32;

@@ -6,17 +6,12 @@ use super::FOURS;
 use super::inputs::{Block, Blocks, GROUP, QuantizedRows};
 use super::pack::IntegerWeights;
 use super::records::{Q4_0, Q4_1, Q4K, Q5K, Q6K, Q8_0, Record};
+use crate::cpu::columns::Columns;
 use crate::cpu::lanes::{Kernel, LANES, Lanes};
 use crate::quant::QuantFormat;
 
-/// Where results of a product go.
-pub(in crate::cpu) trait Output {
-    /// Takes outputs `first..first + 16` of the panel for a row.
-    fn put<L: Lanes>(&self, l: L, row: usize, first: usize, result: L::F);
-}
-
 /// Strips times some rows.
-pub(in crate::cpu) struct IntegerProduct<'a, O> {
+pub(in crate::cpu) struct IntegerProduct<'a> {
     /// Weights.
     pub(in crate::cpu) weights: &'a IntegerWeights,
     /// First strip, and how many.
@@ -28,10 +23,10 @@ pub(in crate::cpu) struct IntegerProduct<'a, O> {
     /// Which of them; the first is a multiple of 8.
     pub(in crate::cpu) rows: Range<usize>,
     /// Where results go.
-    pub(in crate::cpu) output: O,
+    pub(in crate::cpu) columns: Columns<'a>,
 }
 
-impl<O: Output> Kernel for IntegerProduct<'_, O> {
+impl Kernel for IntegerProduct<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -53,7 +48,7 @@ impl<O: Output> Kernel for IntegerProduct<'_, O> {
     }
 }
 
-impl<O: Output> IntegerProduct<'_, O> {
+impl IntegerProduct<'_> {
     #[inline(always)]
     fn all<L: Lanes, R: Record, const W: usize>(&self, l: L)
     where
@@ -110,7 +105,7 @@ impl<O: Output> IntegerProduct<'_, O> {
             }
         }
         for (r, acc) in acc.into_iter().enumerate() {
-            self.output.put(l, row - self.rows.start + r, first, acc);
+            self.columns.put(l, row - self.rows.start + r, first, acc);
         }
         N
     }

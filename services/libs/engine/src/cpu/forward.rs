@@ -2,7 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
-use kernels::cpu::{Attention, Cpu, KvRows, Linear, Parts, RopeTable, Span, Store, Visible};
+use kernels::cpu::{Attention, Cpu, KvRows, Linear, Parts, RopeTable, Rows, Span, Store, Visible};
 use kernels::kv::{KvArena, Pin};
 
 use crate::cpu::scratch::{Scratch, keep_rows, sized};
@@ -74,7 +74,7 @@ fn keys_and_values(
     let Network { heads, dim, norm_eps, .. } = network;
     let n_rows = plan.n_rows;
     let x = &scratch.x[..n_rows * dim];
-    let input = normed(cpu, x, layer.attention_norm.as_deref(), *norm_eps, &mut scratch.normed);
+    let input = normed(x, layer.attention_norm.as_deref(), *norm_eps);
     let qkv = sized(&mut scratch.qkv, n_rows * heads.qkv_dim());
     cpu.matmul(&layer.qkv, input, qkv, Store::Replace);
     for (norm, first, n_heads) in [(&layer.query_norm, 0, heads.n_q), (&layer.key_norm, heads.n_q, heads.n_kv)] {
@@ -105,20 +105,15 @@ fn attend_and_feed(
     cpu.attention(&attention, qkv, heads.qkv_dim(), spans, attended);
     let norm = layer.attention_post_norm.as_deref();
     add(cpu, &layer.attention_output, attended, norm, *norm_eps, &mut scratch.branch, x);
-    let input = normed(cpu, x, layer.feed_forward_norm.as_deref(), *norm_eps, &mut scratch.normed);
-    let gate_up = sized(&mut scratch.gate_up, n_rows * 2 * ff_dim);
-    cpu.matmul(&layer.gate_up, input, gate_up, Store::Replace);
+    let input = normed(x, layer.feed_forward_norm.as_deref(), *norm_eps);
     let gated = sized(&mut scratch.gated, n_rows * ff_dim);
-    cpu.gate(network.activation, gate_up, *ff_dim, gated);
+    cpu.matmul_gated(&layer.gate_up, input, network.activation, gated);
     add(cpu, &layer.down, gated, layer.feed_forward_post_norm.as_deref(), *norm_eps, &mut scratch.branch, x);
 }
 
-/// `x` normalised into `buffer`, or as it is.
-fn normed<'a>(cpu: &mut Cpu, x: &'a [f32], norm: Option<&[f32]>, eps: f32, buffer: &'a mut Vec<f32>) -> &'a [f32] {
-    let Some(gains) = norm else { return x };
-    let out = sized(buffer, x.len());
-    cpu.rms_norm(x, gains, eps, out);
-    out
+/// Rows of `x`, normalised if there is a norm.
+fn normed<'a>(x: &'a [f32], norm: Option<&'a [f32]>, eps: f32) -> Rows<'a> {
+    norm.map_or(Rows::new(x), |gain| Rows::normed(x, gain, eps))
 }
 
 /// Adds a part's output, normalised if it has a norm, to the residual stream `x`.
@@ -131,6 +126,7 @@ fn add(
     branch: &mut Vec<f32>,
     x: &mut [f32],
 ) {
+    let input = Rows::new(input);
     let Some(gains) = norm else { return cpu.matmul(weights, input, x, Store::Add) };
     let branch = sized(branch, x.len());
     cpu.matmul(weights, input, branch, Store::Replace);
@@ -140,7 +136,7 @@ fn add(
 /// Logits of the first `n_rows` rows.
 fn output(network: &Network, cpu: &mut Cpu, scratch: &mut Scratch, n_rows: usize, logits: &mut Vec<f32>) {
     let x = &scratch.x[..n_rows * network.dim];
-    let input = normed(cpu, x, Some(&network.final_norm), network.norm_eps, &mut scratch.normed);
+    let input = Rows::normed(x, &network.final_norm, network.norm_eps);
     logits.resize(n_rows * network.n_vocab, 0.0);
     cpu.matmul(&network.head, input, logits, Store::Replace);
     if let Some(cap) = network.logit_cap {

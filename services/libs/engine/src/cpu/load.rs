@@ -143,11 +143,14 @@ impl Loader<'_> {
 
     fn pack(&mut self, tensor: &Tensor<'_>) -> Matrix {
         let Tensor { format, n_out, k, .. } = *tensor;
+        let (pool, row) = (self.cpu.pool(), |row| tensor.row(row));
         let integer = match self.compute {
             Compute::F32 => None,
-            Compute::Auto => Matrix::pack_integer(self.cpu.pool(), format, n_out, k, &|row| tensor.row(row)),
+            Compute::Auto => Matrix::pack_integer(pool, format, n_out, k, &row),
         };
-        integer.unwrap_or_else(|| Matrix::pack(self.cpu.pool(), n_out, k, &|row, out| tensor.read_row(row, out)))
+        integer
+            .or_else(|| Matrix::pack_stored(pool, format, n_out, k, &row))
+            .unwrap_or_else(|| Matrix::pack(pool, n_out, k, &|row, out| tensor.read_row(row, out)))
     }
 }
 

@@ -7,14 +7,10 @@ use kernels::cpu::RopeTable;
 pub(super) struct Scratch {
     /// Residual stream.
     pub(super) x: Vec<f32>,
-    /// After a norm.
-    pub(super) normed: Vec<f32>,
     /// Queries, keys, values.
     pub(super) qkv: Vec<f32>,
     /// Result of attention.
     pub(super) attended: Vec<f32>,
-    /// Gates and ups.
-    pub(super) gate_up: Vec<f32>,
     /// After the gate.
     pub(super) gated: Vec<f32>,
     /// Output of a part that is normalised before it joins the residual stream.
