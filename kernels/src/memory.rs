@@ -63,6 +63,10 @@ unsafe impl Number for f32 {}
 unsafe impl Number for u8 {}
 // SAFETY: a plain number.
 unsafe impl Number for u16 {}
+// SAFETY: a plain number.
+unsafe impl Number for half::f16 {}
+// SAFETY: a plain number.
+unsafe impl Number for half::bf16 {}
 
 /// A fixed-size zeroed array aligned to [`ALIGN`].
 pub(crate) struct AlignedVec<T: Number> {

@@ -1,11 +1,11 @@
 //! Matrix product with packed weights.
 //!
-//! Each output is one chain of fused multiply-adds over `k` from 0 up, starting at 0, whatever the number of rows
-//! and threads. A tile keeps several rows times 32 outputs in registers; weights of a panel come from the cache once
-//! per tile, inputs once per 32 outputs.
+//! How an output is summed is said where the weights' formats are ([`super::float`], [`super::int8`]): a fixed order,
+//! whatever the number of rows and threads. Here the work is cut into tasks of some rows and some panels of outputs.
 
+use super::float::FloatProduct;
 use super::int8::{Int8Product, Output};
-use super::lanes::{Kernel, LANES, Lanes, launch};
+use super::lanes::{LANES, Lanes, launch};
 use super::matrix::{Linear, PANEL, STRIPS, Weights};
 use super::{Cpu, Store};
 use crate::pool::SharedMut;
@@ -49,13 +49,13 @@ impl Cpu {
                 let n_cols = PANEL.min(matrix.n_out() - index * PANEL);
                 let bias = weights.bias().map(|b| &b[first_out..first_out + n_cols]);
                 let columns = Columns { out: &out, stride: n_out, first_row, first_out, n_cols, bias, store };
+                let strips = index * STRIPS..(index + 1) * STRIPS;
                 match matrix.weights() {
-                    Weights::F32(panels) => {
-                        let panel = &panels[index * k * PANEL..(index + 1) * k * PANEL];
-                        launch(isa, Product { x: &x[rows.start * k..rows.end * k], k, panel, columns });
+                    Weights::Float(weights) => {
+                        let x = &x[rows.start * k..rows.end * k];
+                        launch(isa, FloatProduct { weights, strips, x, k, output: columns });
                     }
                     Weights::Int8(weights) => {
-                        let strips = index * STRIPS..(index + 1) * STRIPS;
                         let rows = rows.clone();
                         launch(isa, Int8Product { weights, strips, x: quantized, rows, output: columns });
                     }
@@ -109,71 +109,4 @@ fn load_partial<L: Lanes>(l: L, from: &[f32]) -> L::F {
     let mut lanes = [0.0; LANES];
     lanes[..from.len()].copy_from_slice(from);
     l.load(&lanes)
-}
-
-/// One panel times some rows.
-struct Product<'a> {
-    x: &'a [f32],
-    k: usize,
-    panel: &'a [f32],
-    columns: Columns<'a>,
-}
-
-impl Kernel for Product<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        let n_rows = self.x.len() / self.k;
-        let mut row = 0;
-        while row < n_rows {
-            let left = n_rows - row;
-            row += if L::WIDE {
-                match left {
-                    8.. => self.tile::<L, 8, 2>(l, row, 0),
-                    4.. => self.tile::<L, 4, 2>(l, row, 0),
-                    2.. => self.tile::<L, 2, 2>(l, row, 0),
-                    _ => self.tile::<L, 1, 2>(l, row, 0),
-                }
-            } else {
-                let halves = |n: fn(&Self, L, usize, usize) -> usize| {
-                    n(&self, l, row, 0);
-                    n(&self, l, row, 1)
-                };
-                match left {
-                    4.. => halves(Self::tile::<L, 4, 1>),
-                    2.. => halves(Self::tile::<L, 2, 1>),
-                    _ => halves(Self::tile::<L, 1, 1>),
-                }
-            };
-        }
-    }
-}
-
-impl Product<'_> {
-    /// Rows `row..row + R` times vectors `first..first + V` of the panel; returns `R`.
-    #[inline(always)]
-    fn tile<L: Lanes, const R: usize, const V: usize>(&self, l: L, row: usize, first: usize) -> usize {
-        let k = self.k;
-        let (weights, _) = self.panel.as_chunks::<LANES>();
-        let (weights, _) = weights.as_chunks::<{ PANEL / LANES }>();
-        let weights = &weights[..k];
-        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * k..][..k]);
-        let mut acc = [[l.splat(0.0); V]; R];
-        for (i, w) in weights.iter().enumerate() {
-            let w: [L::F; V] = std::array::from_fn(|v| l.load(&w[first + v]));
-            for r in 0..R {
-                let x = l.splat(x[r][i]);
-                for v in 0..V {
-                    acc[r][v] = l.fma(x, w[v], acc[r][v]);
-                }
-            }
-        }
-        for (r, acc) in acc.into_iter().enumerate() {
-            for (v, acc) in acc.into_iter().enumerate() {
-                self.columns.put(l, row + r, (first + v) * LANES, acc);
-            }
-        }
-        R
-    }
 }

@@ -1,7 +1,7 @@
 //! Weights, repacked at load so that lanes are outputs.
 
+use super::float::FloatStrips;
 use super::int8::{BLOCK, Inputs, Int8Panels};
-use crate::memory::AlignedVec;
 use crate::pool::Pool;
 use crate::quant::QuantFormat;
 
@@ -17,29 +17,33 @@ pub struct Matrix {
     weights: Weights,
 }
 
-/// Panels of 32 outputs.
+/// Panels of 32 outputs: two strips of sixteen each.
 pub(super) enum Weights {
-    /// `[n_panels][k][32]`.
-    F32(AlignedVec<f32>),
-    /// Two strips of sixteen to a panel, for inputs in 8 bits.
+    /// Floats, times inputs in float32.
+    Float(FloatStrips),
+    /// Quantised, times inputs in 8 bits.
     Int8(Int8Panels),
 }
 
 impl Matrix {
     /// Packs, in float32, a matrix whose row `o` the function writes into the given `k` floats.
     pub fn pack(pool: &mut Pool, n_out: usize, k: usize, row: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Self {
-        let n_panels = n_out.div_ceil(PANEL);
-        let mut panels = AlignedVec::zeroed(n_panels * k * PANEL);
-        pool.chunks_mut(&mut panels, k * PANEL, |p, panel| {
-            let mut source = vec![0.0; k];
-            for lane in 0..PANEL.min(n_out - p * PANEL) {
-                row(p * PANEL + lane, &mut source);
-                for (lanes, &w) in panel.chunks_exact_mut(PANEL).zip(&source) {
-                    lanes[lane] = w;
-                }
-            }
-        });
-        Self { n_out, k, weights: Weights::F32(panels) }
+        let n_strips = n_out.div_ceil(PANEL) * STRIPS;
+        Self { n_out, k, weights: Weights::Float(FloatStrips::pack(pool, n_strips, n_out, k, row)) }
+    }
+
+    /// Packs, as it is stored, a matrix whose row `o` the function gives in a format of 16 bits; `None` if `format` is
+    /// another. Products have the bits of the same numbers packed in float32.
+    pub fn pack_stored<'a>(
+        pool: &mut Pool,
+        format: QuantFormat,
+        n_out: usize,
+        k: usize,
+        row: &(dyn Fn(usize) -> &'a [u8] + Sync),
+    ) -> Option<Self> {
+        let n_strips = n_out.div_ceil(PANEL) * STRIPS;
+        let weights = FloatStrips::pack_stored(pool, format, n_strips, n_out, k, row)?;
+        Some(Self { n_out, k, weights: Weights::Float(weights) })
     }
 
     /// Packs, for inputs in 8 bits, a matrix whose row `o` the function gives as stored in `format`; `None` if there
@@ -71,7 +75,7 @@ impl Matrix {
     /// Memory it takes.
     pub fn n_bytes(&self) -> usize {
         match &self.weights {
-            Weights::F32(panels) => size_of_val(&**panels),
+            Weights::Float(strips) => strips.n_bytes(),
             Weights::Int8(panels) => panels.n_bytes(),
         }
     }

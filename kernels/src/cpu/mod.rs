@@ -5,6 +5,7 @@
 //! crosses lanes. Begin with `matmul.rs`, then `attention.rs`.
 
 mod attention;
+mod float;
 mod int8;
 mod lanes;
 mod math;

@@ -60,6 +60,14 @@ impl Lanes for Avx2 {
         ])
     }
     #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Pair {
+        op!({
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().add(8).cast()));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
+        })
+    }
+    #[inline(always)]
     fn store_f16(self, to: &mut [u16; LANES], x: Pair) {
         op!({
             let halves = x.map(|x| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));

@@ -38,6 +38,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn store(self, to: &mut [f32; LANES], x: Self::F);
     /// From IEEE binary16, exactly.
     fn load_f16(self, from: &[u16; LANES]) -> Self::F;
+    /// From the upper half of a binary32, exactly.
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
     /// To IEEE binary16, to nearest, ties to even.
     fn store_f16(self, to: &mut [u16; LANES], x: Self::F);
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -129,6 +131,7 @@ mod tests {
                 let mut half = [0; LANES];
                 l.store_f16(&mut half, a);
                 keep(l.load_f16(&half));
+                keep(l.load_bf16(&half));
                 for n in 0..=LANES {
                     keep(l.first(n, a, b));
                 }

@@ -46,6 +46,10 @@ impl Lanes for Scalar {
         from.map(|x| f16::from_bits(x).to_f32())
     }
     #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F {
+        from.map(|x| f32::from_bits(u32::from(x) << 16))
+    }
+    #[inline(always)]
     fn store_f16(self, to: &mut [u16; LANES], x: Self::F) {
         *to = x.map(|x| f16::from_f32(x).to_bits());
     }

@@ -111,11 +111,13 @@ impl Loader<'_> {
 
     fn pack(&mut self, tensor: &Tensor<'_>) -> Matrix {
         let Tensor { format, n_out, k, .. } = *tensor;
+        let (pool, row) = (self.cpu.pool(), |row| tensor.row(row));
         let int8 = match self.compute {
             Compute::F32 => None,
-            Compute::Auto => Matrix::pack_int8(self.cpu.pool(), format, n_out, k, &|row| tensor.row(row)),
+            Compute::Auto => Matrix::pack_int8(pool, format, n_out, k, &row),
         };
-        int8.unwrap_or_else(|| Matrix::pack(self.cpu.pool(), n_out, k, &|row, out| tensor.read_row(row, out)))
+        int8.or_else(|| Matrix::pack_stored(pool, format, n_out, k, &row))
+            .unwrap_or_else(|| Matrix::pack(pool, n_out, k, &|row, out| tensor.read_row(row, out)))
     }
 }
 
