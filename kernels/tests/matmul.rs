@@ -5,6 +5,7 @@ mod common;
 use common::{Random, all_cpus, assert_close, bits};
 use kernels::Isa;
 use kernels::cpu::{Cpu, Linear, Matrix, Rows, Store};
+use kernels::quant::{QuantFormat, dequantize, encode};
 use kernels::reference;
 
 fn pack(cpu: &mut Cpu, weights: &[f32], k: usize) -> Matrix {
@@ -75,4 +76,50 @@ fn the_order_of_k_shows_in_the_bits() {
     let (a, b) = (product(&mut cpu, &forward, &x), product(&mut cpu, &backward, &reverse(&x)));
     assert_close(&a, &b, 1e-5);
     assert_ne!(bits(&a), bits(&b), "equal bits would mean that the test of equality sees nothing");
+}
+
+/// Weights as stored in 16 bits, and the same numbers in float32.
+fn pack_both(cpu: &mut Cpu, format: QuantFormat, bytes: &[u8], k: usize) -> [Linear; 2] {
+    let row_bytes = format.bytes_of(k);
+    let n_out = bytes.len() / row_bytes;
+    let row = |o| &bytes[o * row_bytes..(o + 1) * row_bytes];
+    let stored = Matrix::pack_stored(cpu.pool(), format, n_out, k, &row).unwrap();
+    let widened = Matrix::pack(cpu.pool(), n_out, k, &|o, out| dequantize(format, row(o), out));
+    assert_eq!(2 * stored.n_bytes(), widened.n_bytes());
+    [stored, widened].map(|matrix| Linear::new(vec![matrix], None))
+}
+
+#[test]
+fn weights_of_16_bits_equal_the_same_numbers_in_float32() {
+    for format in [QuantFormat::F16, QuantFormat::BF16] {
+        for (n_rows, k, n_out) in [(1, 64, 32), (2, 33, 70), (3, 1, 5), (5, 96, 16), (23, 48, 33), (70, 40, 64)] {
+            let mut random = Random::new((n_rows * 7 + n_out) as u64);
+            let x = random.vec(n_rows * k);
+            // Some of them subnormal in binary16.
+            let weights: Vec<f32> = (0..n_out * k).map(|i| random.next() * [1.0, 1e-6][i % 2]).collect();
+            let mut bytes = encode::quantize(format, &weights);
+            let mut first = None;
+            for mut cpu in all_cpus() {
+                let [stored, widened] =
+                    pack_both(&mut cpu, format, &bytes, k).map(|w| bits(&product(&mut cpu, &w, &x)));
+                assert_eq!(stored, widened, "{format:?} {n_rows} x {k} x {n_out}, {}", cpu.isa());
+                assert_eq!(&stored, first.get_or_insert_with(|| stored.clone()), "{}", cpu.isa());
+            }
+            // The comparison would see the lowest bit of one weight.
+            bytes[0] ^= 1;
+            let mut cpu = Cpu::new(1, Isa::detect());
+            let [changed, _] = pack_both(&mut cpu, format, &bytes, k);
+            assert_ne!(bits(&product(&mut cpu, &changed, &x)), first.unwrap());
+        }
+    }
+}
+
+#[test]
+fn only_formats_of_16_bits_are_kept_as_stored() {
+    let mut cpu = Cpu::new(1, Isa::detect());
+    for format in QuantFormat::ALL {
+        let bytes = vec![0; format.bytes_of(256)];
+        let kept = Matrix::pack_stored(cpu.pool(), format, 1, 256, &|_| &bytes).is_some();
+        assert_eq!(kept, matches!(format, QuantFormat::F16 | QuantFormat::BF16), "{format:?}");
+    }
 }
