@@ -11,6 +11,7 @@ mod math;
 mod matmul;
 mod matrix;
 mod norm;
+pub mod roofs;
 mod rope;
 mod swiglu;
 
