@@ -14,6 +14,7 @@ mod math;
 mod matmul;
 mod matrix;
 mod norm;
+pub mod roofs;
 mod rope;
 mod softcap;
 

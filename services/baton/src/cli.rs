@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::BenchArgs;
+
 /// Commands whose flags may also come from a file and the environment.
 pub(crate) const ROLES: [&str; 3] = ["router", "prefill", "decode"];
 
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Perplexity of token ids
     Perplexity(PerplexityArgs),
+    /// Measure this machine
+    Bench(BenchArgs),
 }
 
 /// Which engine computes.

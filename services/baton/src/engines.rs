@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use engine::cpu::CpuEngine;
 use engine::sim::{SimConfig, SimEngine, Speedup};
-use engine::{Compute, Engine, EngineConfig, LoadProgress, ModelSource};
+use engine::{Compute, Engine, EngineConfig, Isa, LoadProgress, ModelSource};
 
 use crate::cli::{ComputeKind, EngineArgs, EngineKind, ModelArgs};
 
@@ -28,22 +29,22 @@ impl Model {
 pub(crate) fn open(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {
     args.validate()?;
     match args.engine {
-        EngineKind::Cpu => open_cpu(model, args),
+        EngineKind::Cpu => Ok(Box::new(open_cpu(model, args)?.0)),
         EngineKind::Sim => open_sim(&model.path, &model.name, args),
     }
 }
 
-fn open_cpu(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {
+/// Loads the model for this machine's processor, showing progress; also returns the instruction level it uses.
+pub(crate) fn open_cpu(model: &Model, args: &EngineArgs) -> anyhow::Result<(CpuEngine, Isa)> {
+    args.validate()?;
     let source = ModelSource::detect(&model.path)?;
+    let isa = isa()?;
     let config = EngineConfig {
         name: model.name.clone(),
-        compute: match args.compute {
-            ComputeKind::F32 => Compute::F32,
-            ComputeKind::Auto => Compute::Auto,
-        },
+        compute: compute(args.compute),
         threads: args.threads.unwrap_or_else(bootstrap::cpu_count),
         kv_blocks: args.kv_blocks,
-        isa: isa()?,
+        isa: Some(isa),
         ..EngineConfig::default()
     };
     let mut bar = None;
@@ -52,17 +53,25 @@ fn open_cpu(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>>
             .get_or_insert_with(|| bootstrap::progress::bytes(format!("loading {}", model.name), progress.total_bytes));
         bar.set_position(progress.done_bytes);
     };
-    let engine = engine::open(&source, &config, &mut show).with_context(|| format!("cannot load {}", model.name))?;
+    let engine = CpuEngine::open(&source, &config, &mut show).with_context(|| format!("cannot load {}", model.name))?;
     if let Some(bar) = bar {
         bar.finish();
     }
-    Ok(engine)
+    Ok((engine, isa))
 }
 
-/// The instruction level forced by `BATON_CPU_ISA`, if one is.
-fn isa() -> anyhow::Result<Option<engine::Isa>> {
-    let Some(name) = bootstrap::env::string("BATON_CPU_ISA") else { return Ok(None) };
-    engine::Isa::named(&name).map(Some).context("BATON_CPU_ISA")
+/// What a flag's choice means to the engine.
+pub(crate) fn compute(kind: ComputeKind) -> Compute {
+    match kind {
+        ComputeKind::F32 => Compute::F32,
+        ComputeKind::Auto => Compute::Auto,
+    }
+}
+
+/// The instruction level forced by `BATON_CPU_ISA`, or the machine's fastest.
+fn isa() -> anyhow::Result<Isa> {
+    let Some(name) = bootstrap::env::string("BATON_CPU_ISA") else { return Ok(Isa::detect()) };
+    Isa::named(&name).context("BATON_CPU_ISA")
 }
 
 fn open_sim(path: &Path, name: &str, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {

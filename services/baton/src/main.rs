@@ -3,6 +3,7 @@
 //! Not here: what a role does (crates `router`, `prefill`, `decode`). Begin with [`cli`], which lists the
 //! commands; each command has a file of its name.
 
+mod bench;
 mod chat;
 mod cli;
 mod cluster;
@@ -47,6 +48,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Logits(args) => offline::logits(&args),
         Command::Generate(args) => offline::generate(&args),
         Command::Perplexity(args) => offline::perplexity(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Up(args) => block_on(up::run(args)),

@@ -1,5 +1,6 @@
 //! The CPU engine: a dense decoder over packed weights.
 
+mod cost;
 mod forward;
 mod load;
 mod scratch;
@@ -9,6 +10,8 @@ use std::sync::Arc;
 
 use kernels::cpu::{Activation, Cpu, Heads, Linear};
 use kernels::kv::KvArena;
+
+pub use cost::StepCost;
 
 use crate::cpu::load::Embedding;
 use crate::cpu::scratch::Scratch;

@@ -1,0 +1,138 @@
+//! Flags of `baton bench`.
+
+use clap::{Args, Subcommand};
+
+use crate::cli::{ComputeKind, ModelArgs};
+
+#[derive(Args, Clone)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: BenchCommand,
+}
+
+#[derive(Subcommand, Clone)]
+pub(crate) enum BenchCommand {
+    /// Tokens per second of the engine without a server, next to what this machine could do
+    #[command(args_override_self = true)]
+    Engine(BenchEngineArgs),
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct BenchEngineArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// How products are computed
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) compute: ComputeKind,
+    /// Threads of the engine [default: the machine's cores]
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Tokens of a prompt, computed in one step; several: one measurement each
+    #[arg(long, value_delimiter = ',', default_value = "512")]
+    pub(crate) prefill: Vec<usize>,
+    /// Decode steps of one measurement
+    #[arg(long, default_value_t = 128)]
+    pub(crate) decode: usize,
+    /// Tokens that each sequence holds before it decodes
+    #[arg(long, value_delimiter = ',', default_value = "0,512")]
+    pub(crate) context: Vec<usize>,
+    /// Sequences that decode together
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16,32")]
+    pub(crate) batch: Vec<usize>,
+    /// How often each is measured, in turn with the others
+    #[arg(long, default_value_t = 5)]
+    pub(crate) repeats: usize,
+    /// Print JSON: {"threads", "results": [{"kind", "tokens", "context", "batch", "tokens_per_s"}, …], "roofs"}
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Measure what lines on standard input ask for, within the flags' largest values: for comparisons in turn
+    #[arg(long, hide = true)]
+    pub(crate) lines: bool,
+}
+
+/// Most tokens of a prompt, a context or a run of decode steps.
+const TOKENS_MAX: usize = 1 << 20;
+/// Most sequences of a step.
+const BATCH_MAX: usize = 1 << 10;
+/// Most repeats.
+const REPEATS_MAX: usize = 1_000;
+
+/// A flag whose value no measurement could have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FlagError {
+    flag: &'static str,
+    value: usize,
+    min: usize,
+    max: usize,
+}
+
+impl std::fmt::Display for FlagError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { flag, value, min, max } = self;
+        write!(f, "{flag} is {value}, must be between {min} and {max}")
+    }
+}
+
+impl std::error::Error for FlagError {}
+
+impl BenchEngineArgs {
+    /// Checks every value that does not depend on the model.
+    pub(crate) fn validate(&self) -> Result<(), FlagError> {
+        check("--decode", &[self.decode], 1, TOKENS_MAX)?;
+        check("--repeats", &[self.repeats], 1, REPEATS_MAX)?;
+        check("--prefill", &self.prefill, 1, TOKENS_MAX)?;
+        check("--context", &self.context, 0, TOKENS_MAX)?;
+        check("--batch", &self.batch, 1, BATCH_MAX)
+    }
+}
+
+fn check(flag: &'static str, values: &[usize], min: usize, max: usize) -> Result<(), FlagError> {
+    let wrong = values.iter().find(|v| !(min..=max).contains(v));
+    wrong.map_or(Ok(()), |&value| Err(FlagError { flag, value, min, max }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Bare {
+        #[command(flatten)]
+        args: BenchEngineArgs,
+    }
+
+    fn parse(flags: &[&str]) -> Result<BenchEngineArgs, String> {
+        let words = ["bench", "--model", "m"].iter().chain(flags);
+        let args = Bare::try_parse_from(words).map_err(|e| e.to_string())?.args;
+        args.validate().map_err(|e| e.to_string())?;
+        Ok(args)
+    }
+
+    #[test]
+    fn lists_are_read_and_defaults_are_those_documented() {
+        let args = parse(&[]).unwrap();
+        assert_eq!((args.prefill, args.decode), (vec![512], 128));
+        assert_eq!((args.context, args.batch), (vec![0, 512], vec![1, 4, 16, 32]));
+        assert_eq!(parse(&["--batch", "2,8"]).unwrap().batch, [2, 8]);
+    }
+
+    #[test]
+    fn impossible_values_name_the_flag() {
+        for (flag, value) in [
+            ("--decode", "0"),
+            ("--repeats", "0"),
+            ("--repeats", "9999999"),
+            ("--prefill", "0"),
+            ("--prefill", "512,x"),
+            ("--context", "99999999"),
+            ("--context", "-1"),
+            ("--batch", "4,0"),
+            ("--batch", "5000"),
+            ("--batch", ""),
+        ] {
+            let error = parse(&[&format!("{flag}={value}")]).err().expect("refused");
+            assert!(error.contains(flag), "{flag} {value}: {error}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! `baton bench`: measures this machine. One subject a file set: `engine` is the forward pass without a server.
+
+mod args;
+mod engine;
+mod measure;
+mod report;
+mod roofs;
+mod serve_lines;
+
+pub(crate) use args::{BenchArgs, BenchCommand};
+
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.command {
+        BenchCommand::Engine(args) => engine::run(args),
+    }
+}
