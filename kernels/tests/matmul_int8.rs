@@ -45,6 +45,9 @@ fn check(format: QuantFormat, inputs: Inputs, n_rows: usize, k: usize, n_out: us
         let row = |o: usize| &stored[o * row_bytes..(o + 1) * row_bytes];
         let matrix = Matrix::pack_int8(cpu.pool(), format, n_out, k, &row).unwrap();
         let linear = Linear::new(vec![matrix], None).with_inputs(inputs);
+        let mut unpacked = vec![0.0; n_out * k];
+        unpacked.chunks_exact_mut(k).enumerate().for_each(|(o, out)| linear.read_row(o, out));
+        assert_eq!(bits(&unpacked), bits(&weights), "{format:?} unpacked");
         let out = product(&mut cpu, &linear, &x);
         assert_close(&out, &expected, 3e-5);
         assert_eq!(&bits(&out), first.get_or_insert_with(|| bits(&out)), "{format:?} {}", cpu.isa());

@@ -76,6 +76,24 @@ impl Matrix {
         }
     }
 
+    /// Writes row `row`, the weights of that output, as the floats that were packed: bit for bit those of
+    /// [`dequantize`](crate::quant::dequantize).
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not `k` long.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n_out && out.len() == self.k, "row {row} of {}, {} of {}", self.n_out, out.len(), self.k);
+        match &self.weights {
+            Weights::F32(panels) => {
+                let panel = &panels[row / PANEL * self.k * PANEL..][..self.k * PANEL];
+                for (lanes, out) in panel.chunks_exact(PANEL).zip(out) {
+                    *out = lanes[row % PANEL];
+                }
+            }
+            Weights::Int8(panels) => panels.read_row(row, out),
+        }
+    }
+
     pub(super) fn n_panels(&self) -> usize {
         self.n_out.div_ceil(PANEL)
     }
@@ -125,6 +143,21 @@ impl Linear {
     /// Memory it takes.
     pub fn n_bytes(&self) -> usize {
         self.parts.iter().map(Matrix::n_bytes).sum::<usize>() + self.bias.as_ref().map_or(0, |b| 4 * b.len())
+    }
+
+    /// Writes the weights of output `row`; see [`Matrix::read_row`].
+    ///
+    /// # Panics
+    /// If there is no such output, or `out` is not `k` long.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        let mut row = row;
+        for part in &self.parts {
+            if row < part.n_out {
+                return part.read_row(row, out);
+            }
+            row -= part.n_out;
+        }
+        panic!("{row} outputs too far");
     }
 
     /// How inputs are quantised, if a part takes them so.

@@ -1,5 +1,7 @@
 //! Weights in strips of sixteen outputs.
 
+use half::f16;
+
 use super::BLOCK;
 use crate::cpu::lanes::LANES;
 use crate::memory::AlignedVec;
@@ -91,6 +93,24 @@ impl Int8Panels {
         size_of_val(&*self.codes) + size_of_val(&*self.scales)
     }
 
+    /// Writes the weights of output `row`, with the rounding of [`dequantize`](crate::quant::dequantize).
+    pub(in crate::cpu) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let (strip, lane) = (self.strip(row / LANES), row % LANES);
+        let groups = self.code.code_bytes() / 64;
+        let blocks = out.chunks_exact_mut(BLOCK).zip(strip.codes.chunks_exact(groups));
+        for ((out, codes), (d, m)) in blocks.zip(strip.d.iter().zip(strip.m)) {
+            let (d, m) = (f16::from_bits(d[lane]).to_f32(), f16::from_bits(m[lane]).to_f32());
+            for (i, out) in out.iter_mut().enumerate() {
+                let u = get_code(self.code, codes, lane, i);
+                *out = match self.code {
+                    Code::Q8_0 => f32::from((u ^ 0x80) as i8) * d,
+                    Code::Q4_0 => f32::from(u as i8 - 8) * d,
+                    Code::Q4_1 => f32::from(u) * d + m,
+                };
+            }
+        }
+    }
+
     pub(super) fn strip(&self, strip: usize) -> Strip<'_> {
         let codes = self.n_blocks * self.code.code_bytes();
         let scales = self.n_blocks * self.code.n_scales() * LANES;
@@ -124,6 +144,15 @@ fn put_codes(code: Code, block: &[u8], lane: usize, out: &mut [u8]) {
                 out[group / 2 * 64 + byte] |= if group % 2 == 0 { u } else { u << 4 };
             }
         }
+    }
+}
+
+/// The code that [`put_codes`] wrote for input `i` of a block.
+fn get_code(code: Code, groups: &[[u8; 64]], lane: usize, i: usize) -> u8 {
+    let (group, byte) = (i / 4, lane * 4 + i % 4);
+    match code {
+        Code::Q8_0 => groups[group][byte],
+        Code::Q4_0 | Code::Q4_1 => groups[group / 2][byte] >> (group % 2 * 4) & 15,
     }
 }
 

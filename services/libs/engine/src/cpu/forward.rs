@@ -19,7 +19,7 @@ pub(super) fn forward(
     let CpuEngine { arena, cpu, network, scratch, .. } = engine;
     let plan = Plan::new(slices, arena);
     let tokens = slices.iter().flat_map(|s| s.tokens.iter().copied());
-    network.embedding.gather(tokens, sized(&mut scratch.x, plan.n_rows * network.dim));
+    network.embedding.gather(&network.head, tokens, sized(&mut scratch.x, plan.n_rows * network.dim));
     let positions = slices.iter().flat_map(|s| s.positions.iter().copied());
     scratch.rope.fill(cpu, positions, &network.rope.inv_freq, network.rope.factor);
     let last = network.layers.len() - 1;
