@@ -56,6 +56,15 @@ impl FloatStrips {
         }
     }
 
+    /// Writes the weights of output `row`, `k` numbers.
+    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::F32(all) => column(all, row, out, |x| *x),
+            Self::F16(all) => column(all, row, out, |x| x.to_f32()),
+            Self::Bf16(all) => column(all, row, out, |x| x.to_f32()),
+        }
+    }
+
     /// Memory it takes.
     pub(super) fn n_bytes(&self) -> usize {
         match self {
@@ -85,6 +94,11 @@ fn strips<T: Number + Default + Send>(
         }
     });
     all
+}
+
+fn column<T>(all: &[T], row: usize, out: &mut [f32], number: impl Fn(&T) -> f32) {
+    let strip = &all[row / LANES * out.len() * LANES..][..out.len() * LANES];
+    strip.chunks_exact(LANES).zip(out).for_each(|(lanes, out)| *out = number(&lanes[row % LANES]));
 }
 
 fn read<T>(bytes: &[u8], out: &mut [T], number: impl Fn([u8; 2]) -> T) {

@@ -73,7 +73,7 @@ impl Tile {
 }
 
 /// Inputs that a round goes through: they and the weights stay in the first-level cache and in registers.
-const ROUND: usize = 64;
+const ROUND: usize = 8;
 
 /// Multiplies bytes with the level's dot product, `n_tasks` times `n_rounds` rounds over all threads; returns the
 /// number of operations, a product and its addition counted as two.
@@ -100,21 +100,27 @@ impl<const R: usize, const V: usize> Kernel for Multiply<R, V> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> f32 {
-        let weights: [[u8; 4 * LANES]; V] = black_box(std::array::from_fn(|v| [17 + v as u8; 4 * LANES]));
+        let weights: [[u8; 4 * LANES]; V] = black_box(std::array::from_fn(|v| [7 + v as u8; 4 * LANES]));
         let weights = weights.each_ref().map(|w| l.load_bytes(w));
         // Each input comes with its negative, so that sums stay small however many rounds there are.
-        let inputs: [[[i8; 4]; R]; ROUND] = std::array::from_fn(|i| {
+        let inputs: [[i32; R]; ROUND] = std::array::from_fn(|i| {
             let x = (i / 2) as i8 + 1;
-            [[if i % 2 == 0 { x } else { -x }; 4]; R]
+            [i32::from_le_bytes([(if i % 2 == 0 { x } else { -x }) as u8; 4]); R]
         });
         let mut sums = [[l.splat_i32(0); V]; R];
         for _ in 0..self.n_rounds {
             // Opaque, or the compiler would take products that never change out of the loop.
+            let mut small = [[l.small(); V]; R];
             for x in black_box(&inputs) {
                 for r in 0..R {
                     for v in 0..V {
-                        sums[r][v] = l.dot(sums[r][v], weights[v], x[r]);
+                        small[r][v] = l.small_dot(small[r][v], weights[v], x[r]);
                     }
+                }
+            }
+            for r in 0..R {
+                for v in 0..V {
+                    sums[r][v] = l.add_i32(sums[r][v], l.small_sum(small[r][v]));
                 }
             }
         }

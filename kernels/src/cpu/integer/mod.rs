@@ -9,6 +9,7 @@ mod inputs;
 mod pack;
 mod product;
 mod records;
+mod unpack;
 
 pub use inputs::Inputs;
 pub(super) use inputs::{Norm, QuantizedRows};

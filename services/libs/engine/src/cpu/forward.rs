@@ -43,7 +43,7 @@ pub(super) fn forward(
 /// Begins the residual stream.
 fn embed(network: &Network, slices: &[Slice<'_>], scratch: &mut Scratch, n_rows: usize) {
     let x = sized(&mut scratch.x, n_rows * network.dim);
-    network.embedding.gather(slices.iter().flat_map(|s| s.tokens.iter().copied()), x);
+    network.embedding.gather(&network.head, slices.iter().flat_map(|s| s.tokens.iter().copied()), x);
     if let Some(scale) = network.embedding_scale {
         x.iter_mut().for_each(|x| *x *= scale);
     }

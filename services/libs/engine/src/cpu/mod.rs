@@ -1,6 +1,7 @@
 //! The CPU engine: a dense decoder over packed weights.
 
 mod cost;
+mod embedding;
 mod forward;
 mod load;
 mod scratch;
@@ -13,7 +14,7 @@ use kernels::kv::KvArena;
 
 pub use cost::StepCost;
 
-use crate::cpu::load::Embedding;
+use crate::cpu::embedding::Embedding;
 use crate::cpu::scratch::Scratch;
 use crate::model::Rope;
 use crate::{Engine, EngineConfig, EngineError, LoadError, LoadProgress, ModelInfo, ModelSource, Slice, step};
