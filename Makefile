@@ -2,6 +2,10 @@
 # make demo EXIT=1  the same, then stop
 # make test         everything CI runs: lints, unit tests, end-to-end tests against real processes and a real etcd
 # make storm        the long versions of the end-to-end tests
+# make bench-engine         the engine next to llama.cpp and ik_llama.cpp, in turn (fetches them)
+# make bench-contention     the same beside busy loops
+# make bench-instructions   instructions of the hot kernels against the committed counts (needs valgrind);
+#                           make bench-instructions-update writes the counts anew
 # make fuzz         each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
 
 SHELL := /bin/sh
@@ -10,7 +14,12 @@ BATON := target/release/baton
 VENV := $(MAKE_DIR)/venv
 ETCD := $(MAKE_DIR)/etcd/etcd
 BUF := $(MAKE_DIR)/node/node_modules/.bin/buf
+PEERS := $(MAKE_DIR)/peers
+BENCH_DIR := docs/benchmarks
+INSTRUCTIONS := kernels/benches/instructions.json
 FUZZ_SECONDS ?= 60
+# e.g. BENCH="--threads 1 --pairs 15"
+BENCH ?=
 EXIT ?=
 
 export BATON_BIN = $(CURDIR)/$(BATON)
@@ -18,6 +27,7 @@ export BATON_ETCD = $(CURDIR)/$(ETCD)
 export BATON_DEMO_MODEL = $(shell cat $(MAKE_DIR)/model-path 2>/dev/null)
 
 .PHONY: demo test unit e2e storm lint fmt clippy proto-lint deny doc fuzz build tools model clean
+.PHONY: bench-engine bench-contention bench-instructions bench-instructions-update bench-set-up
 
 demo: build
 	@$(BATON) demo $(if $(EXIT),--exit)
@@ -25,7 +35,7 @@ demo: build
 build:
 	cargo build --release --locked -p baton
 
-test: lint unit e2e
+test: lint unit e2e bench-instructions
 
 unit: tools model
 	@$(MAKE) --no-print-directory run-unit
@@ -63,6 +73,24 @@ deny:
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace --locked
+
+bench-set-up: build model
+	sh tools/bench/peers.sh $(PEERS)
+	cargo run --quiet --release --locked -p engine --example requantize "$$(cat $(MAKE_DIR)/model-path)" $(PEERS)/q4_0.gguf
+
+bench-engine: bench-set-up
+	@python3 tools/bench/compare.py --model "$$(cat $(MAKE_DIR)/model-path)" --q4-0 $(PEERS)/q4_0.gguf \
+	    --peers $(PEERS) --out $(BENCH_DIR)/engine.json --markdown $(BENCH_DIR)/engine.md $(BENCH)
+
+bench-contention: bench-set-up
+	@python3 tools/bench/contention.py --model "$$(cat $(MAKE_DIR)/model-path)" \
+	    --peers $(PEERS) --out $(BENCH_DIR)/contention.json --markdown $(BENCH_DIR)/engine.md $(BENCH)
+
+bench-instructions:
+	@python3 tools/bench/instructions.py $(INSTRUCTIONS)
+
+bench-instructions-update:
+	@python3 tools/bench/instructions.py $(INSTRUCTIONS) --update
 
 fuzz:
 	./fuzz/run all $(FUZZ_SECONDS)

@@ -1,0 +1,81 @@
+"""A measured opponent as a process: `peer.py llama.cpp|ik_llama.cpp FOLDER MODEL THREADS [NAME=VALUE...]`.
+
+Reads lines `prefill TOKENS` and `decode CONTEXT BATCH STEPS` and answers each with `{"tokens_per_s": X}`, as
+`baton bench engine --lines` does. Settings after the threads go to the model's (`model.NAME=VALUE`) or the context's
+parameters. Loading, contexts and preparation lie outside the timings.
+"""
+
+import json
+import sys
+import time
+
+import llama_api
+
+SEQUENCES = 32
+
+
+class Peer:
+    def __init__(self, kind, folder, model, threads, settings):
+        of_model = {name[6:]: value for name, value in settings.items() if name.startswith("model.")}
+        of_context = {name: value for name, value in settings.items() if not name.startswith("model.")}
+        if kind == "llama.cpp":
+            self.api = llama_api.llama_cpp(folder)
+        else:
+            self.api = llama_api.ik_llama(folder)
+        common = {"n_ctx": 4096, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": SEQUENCES}
+        self.context = self.api.context(self.api.load(model, **of_model), threads, **common | of_context)
+
+    def prompt(self, length, sequence=0):
+        rows = [(token(i), i, sequence, i == length - 1) for i in range(length)]
+        return self.api.make_batch(rows)
+
+    def fill(self, length, sequence):
+        if length:
+            batch = self.prompt(length, sequence)
+            self.api.step(self.context, batch)
+            self.api.lib.llama_batch_free(batch)
+
+    def prefill(self, length):
+        self.api.clear(self.context)
+        return length / self.time([self.prompt(length)])
+
+    def decode(self, length, sequences, steps):
+        self.api.clear(self.context)
+        for sequence in range(sequences):
+            self.fill(length, sequence)
+        batches = [
+            self.api.make_batch([(token(i), length + i, s, True) for s in range(sequences)]) for i in range(steps)
+        ]
+        return sequences * steps / self.time(batches)
+
+    def time(self, batches):
+        start = time.perf_counter()
+        for batch in batches:
+            self.api.step(self.context, batch)
+        seconds = time.perf_counter() - start
+        for batch in batches:
+            self.api.lib.llama_batch_free(batch)
+        return seconds
+
+
+def token(i):
+    return i * 7919 % 40000 + 100
+
+
+def main():
+    kind, folder, model, threads, *settings = sys.argv[1:]
+    pairs = (setting.split("=") for setting in settings)
+    peer = Peer(kind, folder, model, int(threads), {name: int(value) for name, value in pairs})
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        word, *numbers = line.split()
+        try:
+            speed = {"prefill": peer.prefill, "decode": peer.decode}[word](*map(int, numbers))
+            answer = {"tokens_per_s": speed}
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            answer = {"error": f"{line.strip()}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
