@@ -15,6 +15,8 @@ struct Case {
     n_tokens: usize,
     qkv: Vec<f32>,
     inv_freq: Vec<f32>,
+    softcap: Option<f32>,
+    window: Option<usize>,
 }
 
 impl Case {
@@ -23,7 +25,7 @@ impl Case {
         let qkv = random.vec(n_tokens * heads.qkv_dim()).iter().map(|x| x * 2.0).collect();
         let half = heads.head_dim / 2;
         let inv_freq = (0..half).map(|i| 10_000_f32.powf(-(i as f32) / half as f32)).collect();
-        Self { heads, n_tokens, qkv, inv_freq }
+        Self { heads, n_tokens, qkv, inv_freq, softcap: None, window: None }
     }
 
     fn scale(&self) -> f32 {
@@ -48,11 +50,13 @@ impl Case {
         let Heads { n_q, n_kv, .. } = self.heads;
         let mut out = Vec::new();
         for token in 0..self.n_tokens {
+            let seen = self.window.map_or(0, |window| (token + 1).saturating_sub(window))..=token;
             for head in 0..n_q {
                 let kv = head / (n_q / n_kv);
-                let keys: Vec<f32> = (0..=token).flat_map(|t| self.head(t, n_q + kv)).collect();
-                let values: Vec<f32> = (0..=token).flat_map(|t| self.head(t, n_q + n_kv + kv)).collect();
-                out.extend(reference::attention(&self.head(token, head), &keys, &values, self.scale()));
+                let keys: Vec<f32> = seen.clone().flat_map(|t| self.head(t, n_q + kv)).collect();
+                let values: Vec<f32> = seen.clone().flat_map(|t| self.head(t, n_q + n_kv + kv)).collect();
+                let q = self.head(token, head);
+                out.extend(reference::attention(&q, &keys, &values, self.scale(), self.softcap));
             }
         }
         out
@@ -74,7 +78,7 @@ impl Case {
 
     fn append(&self, cpu: &mut Cpu, arena: &KvArena, qkv: &mut [f32], first: usize, n: usize) {
         let mut table = RopeTable::default();
-        table.fill(cpu, (first..first + n).map(|p| p as u32), &self.inv_freq, 1.0);
+        self.fill(&mut table, cpu, (first..first + n).map(|p| p as u32));
         let mut runs = Vec::new();
         let (mut row, bt) = (first, self.heads.block_tokens);
         while row < first + n {
@@ -85,6 +89,10 @@ impl Case {
         cpu.rope_and_append(qkv, &self.heads, &table, arena, 0, &runs).unwrap();
     }
 
+    fn fill(&self, table: &mut RopeTable, cpu: &mut Cpu, positions: impl Iterator<Item = u32>) {
+        table.fill(cpu, self.inv_freq.len(), positions.map(|p| (p, &self.inv_freq[..])), 1.0);
+    }
+
     fn pins<'a>(&self, arena: &'a KvArena, n_rows: usize) -> Vec<Pin<'a>> {
         (0..n_rows.div_ceil(self.heads.block_tokens)).map(|i| arena.pin(block(arena, i))).collect()
     }
@@ -92,7 +100,8 @@ impl Case {
     fn attention(&self, cpu: &mut Cpu, qkv: &[f32], spans: &[Span<'_>]) -> Vec<f32> {
         let stride = self.heads.qkv_dim();
         let mut out = vec![0.0; qkv.len() / stride * self.heads.n_q * self.heads.head_dim];
-        let attention = Attention { heads: &self.heads, layer: 0, scale: self.scale() };
+        let Self { ref heads, softcap, window, .. } = *self;
+        let attention = Attention { heads, layer: 0, scale: self.scale(), softcap, window };
         cpu.attention(&attention, qkv, stride, spans, &mut out);
         out
     }
@@ -108,7 +117,11 @@ fn block(arena: &KvArena, i: usize) -> u32 {
 }
 
 fn check(heads: Heads, n_tokens: usize) {
-    let case = Case::new(heads, n_tokens);
+    check_case(Case::new(heads, n_tokens));
+}
+
+fn check_case(case: Case) {
+    let Case { heads, n_tokens, .. } = case;
     let expected = case.expected();
     // A key that lies between two binary16 numbers may be rounded the other way after float32 arithmetic.
     let tolerance = if heads.format == KvFormat::F16 { 2e-4 } else { 3e-6 };
@@ -142,13 +155,46 @@ fn equals_the_reference_on_all_levels_threads_and_chunks() {
     check(Heads { n_q: 2, n_kv: 1, head_dim: 16, format: F16, block_tokens: 32 }, 70);
 }
 
+/// Windows shorter and longer than a tile, a task's rows and the sequence; caps near the scores and far above.
+#[test]
+fn windows_and_caps_equal_the_reference() {
+    for (heads, n_tokens) in [
+        (Heads { n_q: 4, n_kv: 2, head_dim: 16, format: F32, block_tokens: 16 }, 70),
+        (Heads { n_q: 2, n_kv: 1, head_dim: 40, format: F16, block_tokens: 5 }, 55),
+    ] {
+        for window in [Some(1), Some(7), Some(16), Some(24), Some(33), Some(200), None] {
+            for softcap in [None, Some(0.5), Some(50.0)] {
+                check_case(Case { window, softcap, ..Case::new(heads, n_tokens) });
+            }
+        }
+    }
+}
+
+/// Rows before the window are not read: what they hold does not show, one inside does.
+#[test]
+fn rows_outside_a_window_do_not_enter() {
+    let heads = Heads { n_q: 2, n_kv: 1, head_dim: 16, format: F32, block_tokens: 16 };
+    let plain = Case { window: Some(24), ..Case::new(heads, 60) };
+    for mut cpu in all_cpus() {
+        let expected = plain.run(&mut cpu, &plain.arena(), 60);
+        let last = |out: &[f32]| bits(&out[59 * 32..]);
+        for (changed, shows) in [(0, false), (35, false), (36, true), (59, true)] {
+            let mut other = Case { window: Some(24), ..Case::new(heads, 60) };
+            // Its value, head 3 of the row.
+            other.qkv[changed * heads.qkv_dim() + 3 * 16] += 1.0;
+            let found = other.run(&mut cpu, &other.arena(), 60);
+            assert_eq!(last(&found) != last(&expected), shows, "row {changed}");
+        }
+    }
+}
+
 /// A tree of tokens gives on each path what the path alone gives: the same bits, not only close.
 #[test]
 fn a_path_of_a_tree_equals_the_path_alone() {
     let heads = Heads { n_q: 4, n_kv: 2, head_dim: 16, format: F16, block_tokens: 16 };
-    for n_before in [0, 3, 14, 16, 30] {
+    for (n_before, window) in [(0, None), (3, None), (14, None), (16, None), (30, None), (30, Some(9)), (35, Some(2))] {
         // Two branches from the last row before: tokens 0 2 4 and 1 3 5.
-        let tree = Case::new(heads, n_before + 6);
+        let tree = Case { window, ..Case::new(heads, n_before + 6) };
         let parents = [None, None, Some(0), Some(1), Some(2), Some(3)];
         for mut cpu in all_cpus() {
             for branch in 0..2 {
@@ -159,14 +205,14 @@ fn a_path_of_a_tree_equals_the_path_alone() {
                 let mut qkv = tree.qkv[n_before * heads.qkv_dim()..].to_vec();
                 let mut table = RopeTable::default();
                 let positions = (0..6).map(|i| (n_before + i / 2) as u32);
-                table.fill(&mut cpu, positions, &tree.inv_freq, 1.0);
+                tree.fill(&mut table, &mut cpu, positions);
                 let mut runs = Vec::new();
                 for row in n_before..n_before + 6 {
                     runs.push(KvRows { block: block(&arena, row / 16), first_row: row % 16, n_rows: 1 });
                 }
                 for (i, run) in runs.iter().enumerate() {
                     let mut one = RopeTable::default();
-                    one.fill(&mut cpu, [(n_before + i / 2) as u32].into_iter(), &tree.inv_freq, 1.0);
+                    tree.fill(&mut one, &mut cpu, [(n_before + i / 2) as u32].into_iter());
                     let row = &mut qkv[i * heads.qkv_dim()..][..heads.qkv_dim()];
                     cpu.rope_and_append(row, &heads, &one, &arena, 0, &[*run]).unwrap();
                 }
@@ -174,7 +220,7 @@ fn a_path_of_a_tree_equals_the_path_alone() {
                 let visible = Visible::Tree { n_before, parents: &parents, first: 0 };
                 let out = tree.attention(&mut cpu, &qkv, &[Span { blocks: &pins, n_rows: 6, visible }]);
 
-                let mut alone = Case { n_tokens: n_before + 3, ..Case::new(heads, 0) };
+                let mut alone = Case { n_tokens: n_before + 3, window, ..Case::new(heads, 0) };
                 alone.inv_freq.clone_from(&tree.inv_freq);
                 alone.qkv = tree.qkv[..n_before * heads.qkv_dim()].to_vec();
                 for i in [branch, branch + 2, branch + 4] {

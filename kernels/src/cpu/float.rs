@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::int8::Output;
+use super::integer::Output;
 use super::lanes::{Kernel, LANES, Lanes};
 use crate::memory::{AlignedVec, Number};
 use crate::pool::Pool;

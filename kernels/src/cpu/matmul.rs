@@ -1,10 +1,10 @@
 //! Matrix product with packed weights.
 //!
-//! How an output is summed is said where the weights' formats are ([`super::float`], [`super::int8`]): a fixed order,
+//! How an output is summed is said where the weights' formats are ([`super::float`], [`super::integer`]): a fixed order,
 //! whatever the number of rows and threads. Here the work is cut into tasks of some rows and some panels of outputs.
 
 use super::float::FloatProduct;
-use super::int8::{Int8Product, Output};
+use super::integer::{IntegerProduct, Output};
 use super::lanes::{LANES, Lanes, launch};
 use super::matrix::{Linear, PANEL, STRIPS, Weights};
 use super::{Cpu, Store};
@@ -29,9 +29,7 @@ impl Cpu {
         let n_rows = x.len() / k;
         assert!(x.len() == n_rows * k && out.len() == n_rows * n_out, "{} x {k} to {} x {n_out}", x.len(), out.len());
         let isa = self.isa;
-        if let Some(inputs) = weights.int8_inputs() {
-            self.quantized.fill(&mut self.pool, isa, x, k, inputs);
-        }
+        self.quantized.fill(&mut self.pool, isa, (x, k), None, weights.integer_inputs());
         let quantized = &self.quantized;
         let n_panels = weights.n_panels();
         let n_row_tasks = n_rows.div_ceil(TASK_ROWS);
@@ -55,9 +53,12 @@ impl Cpu {
                         let x = &x[rows.start * k..rows.end * k];
                         launch(isa, FloatProduct { weights, strips, x, k, output: columns });
                     }
-                    Weights::Int8(weights) => {
-                        let rows = rows.clone();
-                        launch(isa, Int8Product { weights, strips, x: quantized, rows, output: columns });
+                    Weights::Integer(integer) => {
+                        let (rows, fine) = (rows.clone(), weights.takes_fine(integer));
+                        launch(
+                            isa,
+                            IntegerProduct { weights: integer, strips, x: quantized, fine, rows, output: columns },
+                        );
                     }
                 }
             }

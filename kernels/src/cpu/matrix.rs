@@ -1,7 +1,7 @@
 //! Weights, repacked at load so that lanes are outputs.
 
 use super::float::FloatStrips;
-use super::int8::{BLOCK, Inputs, Int8Panels};
+use super::integer::{BLOCK, Inputs, IntegerWeights};
 use crate::pool::Pool;
 use crate::quant::QuantFormat;
 
@@ -21,8 +21,8 @@ pub struct Matrix {
 pub(super) enum Weights {
     /// Floats, times inputs in float32.
     Float(FloatStrips),
-    /// Quantised, times inputs in 8 bits.
-    Int8(Int8Panels),
+    /// Quantised, times quantised inputs.
+    Integer(IntegerWeights),
 }
 
 impl Matrix {
@@ -46,20 +46,20 @@ impl Matrix {
         Some(Self { n_out, k, weights: Weights::Float(weights) })
     }
 
-    /// Packs, for inputs in 8 bits, a matrix whose row `o` the function gives as stored in `format`; `None` if there
+    /// Packs, for quantised inputs, a matrix whose row `o` the function gives as stored in `format`; `None` if there
     /// is no such way for the format.
-    pub fn pack_int8<'a>(
+    pub fn pack_integer<'a>(
         pool: &mut Pool,
         format: QuantFormat,
         n_out: usize,
         k: usize,
         row: &(dyn Fn(usize) -> &'a [u8] + Sync),
     ) -> Option<Self> {
-        if !Int8Panels::takes(format) || !k.is_multiple_of(BLOCK) {
+        if !IntegerWeights::takes(format) || !k.is_multiple_of(BLOCK) {
             return None;
         }
         let n_strips = n_out.div_ceil(PANEL) * STRIPS;
-        Some(Self { n_out, k, weights: Weights::Int8(Int8Panels::pack(pool, format, n_strips, n_out, k, row)) })
+        Some(Self { n_out, k, weights: Weights::Integer(IntegerWeights::pack(pool, format, n_strips, n_out, k, row)) })
     }
 
     /// Outputs.
@@ -76,7 +76,7 @@ impl Matrix {
     pub fn n_bytes(&self) -> usize {
         match &self.weights {
             Weights::Float(strips) => strips.n_bytes(),
-            Weights::Int8(panels) => panels.n_bytes(),
+            Weights::Integer(strips) => strips.n_bytes(),
         }
     }
 
@@ -86,6 +86,13 @@ impl Matrix {
 
     pub(super) fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    fn integer(&self) -> Option<&IntegerWeights> {
+        match &self.weights {
+            Weights::Integer(weights) => Some(weights),
+            Weights::Float(_) => None,
+        }
     }
 }
 
@@ -111,7 +118,7 @@ impl Linear {
         Self { parts, bias, inputs: Inputs::Coarse, n_out, k }
     }
 
-    /// Sets how exactly parts packed for 8-bit inputs take them; coarse at first.
+    /// Sets how exactly parts packed for quantised inputs take them; coarse at first.
     pub fn with_inputs(self, inputs: Inputs) -> Self {
         Self { inputs, ..self }
     }
@@ -131,9 +138,14 @@ impl Linear {
         self.parts.iter().map(Matrix::n_bytes).sum::<usize>() + self.bias.as_ref().map_or(0, |b| 4 * b.len())
     }
 
-    /// How inputs are quantised, if a part takes them so.
-    pub(super) fn int8_inputs(&self) -> Option<Inputs> {
-        self.parts.iter().any(|p| matches!(p.weights, Weights::Int8(_))).then_some(self.inputs)
+    /// Whether a part takes inputs in 8 bits, and whether one takes them in 16.
+    pub(super) fn integer_inputs(&self) -> (bool, bool) {
+        let fine = |matrix: &Matrix| matrix.integer().map(|w| self.takes_fine(w));
+        (self.parts.iter().any(|p| fine(p) == Some(false)), self.parts.iter().any(|p| fine(p) == Some(true)))
+    }
+
+    pub(super) fn takes_fine(&self, weights: &IntegerWeights) -> bool {
+        self.inputs == Inputs::Fine || weights.needs_fine()
     }
 
     pub(super) fn bias(&self) -> Option<&[f32]> {

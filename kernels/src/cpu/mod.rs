@@ -6,24 +6,27 @@
 
 mod attention;
 mod float;
-mod int8;
+mod gate;
+mod integer;
 mod lanes;
 mod math;
 mod matmul;
 mod matrix;
 mod norm;
 mod rope;
-mod swiglu;
+mod softcap;
 
 use crate::Isa;
 use crate::kv::CellShape;
 use crate::pool::Pool;
 
-use self::int8::QuantizedRows;
+use self::integer::QuantizedRows;
 
 pub use attention::{Attention, Span, Visible};
-pub use int8::Inputs;
+pub use gate::Activation;
+pub use integer::Inputs;
 pub use matrix::{Linear, Matrix};
+pub use norm::Parts;
 pub use rope::{KvRows, RopeTable};
 
 /// Threads and the instruction level they use.

@@ -16,14 +16,24 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes the table for tokens at `positions`. `inv_freq`: one frequency per rotated pair, radians per
+    /// Computes the table for tokens at `positions`, each with its `inv_freq`: `n_pairs` frequencies, radians per
     /// position. `factor` multiplies cosines and sines (1 except for some scaling types).
     ///
     /// The angle is a float32 product, as in the reference implementations; cosine and sine are of that angle.
-    pub fn fill(&mut self, cpu: &mut Cpu, positions: impl Iterator<Item = u32>, inv_freq: &[f32], factor: f32) {
-        self.half = inv_freq.len();
+    ///
+    /// # Panics
+    /// If a token has another number of frequencies.
+    pub fn fill<'a>(
+        &mut self,
+        cpu: &mut Cpu,
+        n_pairs: usize,
+        positions: impl Iterator<Item = (u32, &'a [f32])>,
+        factor: f32,
+    ) {
+        self.half = n_pairs;
         self.rows.clear();
-        for position in positions {
+        for (position, inv_freq) in positions {
+            assert_eq!(inv_freq.len(), n_pairs, "frequencies of a token");
             self.rows.extend(inv_freq.iter().map(|f| position as f32 * f));
             self.rows.extend_from_slice(inv_freq);
         }

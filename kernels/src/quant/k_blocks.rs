@@ -3,68 +3,83 @@
 use super::half_at;
 
 /// Numbers in a block.
-pub(super) const ELEMENTS: usize = 256;
+pub(crate) const ELEMENTS: usize = 256;
 /// Numbers that share a scale and a minimum in Q4_K and Q5_K.
 pub(super) const GROUP: usize = 32;
 /// Bytes of packed 6-bit scales and minima.
 pub(super) const SCALE_BYTES: usize = 12;
 
 /// f16 scale of scales, f16 scale of minima, packed scales, 256 nibbles.
-pub(super) const Q4K_BYTES: usize = 4 + SCALE_BYTES + ELEMENTS / 2;
+pub(crate) const Q4K_BYTES: usize = 4 + SCALE_BYTES + ELEMENTS / 2;
 /// As Q4_K with 256 fifth bits before the nibbles.
-pub(super) const Q5K_BYTES: usize = 4 + SCALE_BYTES + ELEMENTS / 8 + ELEMENTS / 2;
+pub(crate) const Q5K_BYTES: usize = 4 + SCALE_BYTES + ELEMENTS / 8 + ELEMENTS / 2;
 /// 256 low nibbles, 256 pairs of high bits, 16 signed scales, f16 scale of scales.
-pub(super) const Q6K_BYTES: usize = ELEMENTS / 2 + ELEMENTS / 4 + ELEMENTS / 16 + 2;
+pub(crate) const Q6K_BYTES: usize = ELEMENTS / 2 + ELEMENTS / 4 + ELEMENTS / 16 + 2;
 
 pub(super) fn q4k(block: &[u8; Q4K_BYTES], out: &mut [f32; ELEMENTS]) {
-    let (scales, nibbles) = block[4..].split_at(SCALE_BYTES);
     for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
-        let (scale, minimum) = group_scale(block, scales, group);
+        let (scale, minimum) = group_scale(block, group);
         for (i, out) in out.iter_mut().enumerate() {
-            *out = scale * f32::from(group_nibble(nibbles, group, i)) - minimum;
+            *out = scale * f32::from(q4k_code(block, group, i)) - minimum;
         }
     }
 }
 
 pub(super) fn q5k(block: &[u8; Q5K_BYTES], out: &mut [f32; ELEMENTS]) {
-    let (scales, rest) = block[4..].split_at(SCALE_BYTES);
-    let (fifth_bits, nibbles) = rest.split_at(ELEMENTS / 8);
     for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
-        let (scale, minimum) = group_scale(block, scales, group);
+        let (scale, minimum) = group_scale(block, group);
         for (i, out) in out.iter_mut().enumerate() {
-            // byte i of the fifth bits holds number i of all eight groups, one bit each
-            let q = group_nibble(nibbles, group, i) | (fifth_bits[i] >> group & 1) << 4;
-            *out = scale * f32::from(q) - minimum;
+            *out = scale * f32::from(q5k_code(block, group, i)) - minimum;
         }
     }
 }
 
 pub(super) fn q6k(block: &[u8; Q6K_BYTES], out: &mut [f32; ELEMENTS]) {
-    let (low, rest) = block.split_at(ELEMENTS / 2);
-    let (high, rest) = rest.split_at(ELEMENTS / 4);
-    let (scales, _) = rest.split_at(ELEMENTS / 16);
     let d = half_at(block, Q6K_BYTES - 2);
     for (at, out) in out.iter_mut().enumerate() {
-        // two halves of 128; in each, four runs of 32 share bytes
-        let (half, run, i) = (at / 128, at % 128 / 32, at % 32);
-        let low_byte = low[half * 64 + run % 2 * 32 + i];
-        let low_bits = if run < 2 { low_byte & 15 } else { low_byte >> 4 };
-        let high_bits = high[half * 32 + i] >> (2 * run) & 3;
-        let q = (low_bits | high_bits << 4) as i8 - 32;
-        *out = d * f32::from(scales[at / 16] as i8) * f32::from(q);
+        let q = q6k_code(block, at) as i8 - 32;
+        *out = d * f32::from(q6k_scale(block, at / 16)) * f32::from(q);
     }
 }
 
+/// Number `i` of a group of 32, unsigned.
+pub(crate) fn q4k_code(block: &[u8; Q4K_BYTES], group: usize, i: usize) -> u8 {
+    group_nibble(&block[4 + SCALE_BYTES..], group, i)
+}
+
+/// Number `i` of a group of 32, unsigned.
+pub(crate) fn q5k_code(block: &[u8; Q5K_BYTES], group: usize, i: usize) -> u8 {
+    let (fifth_bits, nibbles) = block[4 + SCALE_BYTES..].split_at(ELEMENTS / 8);
+    // byte i of the fifth bits holds number i of all eight groups, one bit each
+    group_nibble(nibbles, group, i) | (fifth_bits[i] >> group & 1) << 4
+}
+
+/// Number `at` of the block, 0..=63, standing for that minus 32.
+pub(crate) fn q6k_code(block: &[u8; Q6K_BYTES], at: usize) -> u8 {
+    // two halves of 128; in each, four runs of 32 share bytes
+    let (half, run, i) = (at / 128, at % 128 / 32, at % 32);
+    let low_byte = block[half * 64 + run % 2 * 32 + i];
+    let low_bits = if run < 2 { low_byte & 15 } else { low_byte >> 4 };
+    let high_bits = block[ELEMENTS / 2 + half * 32 + i] >> (2 * run) & 3;
+    low_bits | high_bits << 4
+}
+
+/// Scale of group `group` of 16.
+pub(crate) fn q6k_scale(block: &[u8; Q6K_BYTES], group: usize) -> i8 {
+    block[ELEMENTS / 2 + ELEMENTS / 4 + group] as i8
+}
+
 /// Scale and minimum of a group, multiplied out.
-fn group_scale(block: &[u8], scales: &[u8], group: usize) -> (f32, f32) {
-    let (scale, minimum) = packed_scale(scales, group);
+fn group_scale(block: &[u8], group: usize) -> (f32, f32) {
+    let (scale, minimum) = packed_scale(block, group);
     (half_at(block, 0) * f32::from(scale), half_at(block, 2) * f32::from(minimum))
 }
 
-/// The 6-bit scale and minimum of a group. The first four groups have theirs in the low six bits of
-/// bytes 0 to 7; the others have low halves in bytes 8 to 11 and their upper two bits above the first
-/// groups'.
-fn packed_scale(scales: &[u8], group: usize) -> (u8, u8) {
+/// The 6-bit scale and minimum of a group of a Q4_K or Q5_K block. The first four groups have theirs in the low six
+/// bits of bytes 0 to 7 of the packed scales; the others have low halves in bytes 8 to 11 and their upper two bits
+/// above the first groups'.
+pub(crate) fn packed_scale(block: &[u8], group: usize) -> (u8, u8) {
+    let scales = &block[4..4 + SCALE_BYTES];
     if group < 4 {
         (scales[group] & 63, scales[group + 4] & 63)
     } else {
@@ -98,7 +113,8 @@ mod tests {
 
     #[test]
     fn packed_scales_are_unpacked() {
-        let got: Vec<_> = (0..8).map(|group| packed_scale(&scales(), group)).collect();
+        let block: Vec<u8> = [0; 4].into_iter().chain(scales()).collect();
+        let got: Vec<_> = (0..8).map(|group| packed_scale(&block, group)).collect();
         assert_eq!(got, [(1, 0), (63, 5), (1, 0), (1, 0), (1, 0), (1, 0), (50, 33), (1, 0)]);
     }
 

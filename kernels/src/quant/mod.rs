@@ -7,7 +7,7 @@
 //! Source: ggml, ggml-common.h (block layouts) and ggml-quants.c (formulas).
 
 pub mod encode;
-mod k_blocks;
+pub(crate) mod k_blocks;
 mod small_blocks;
 
 use half::{bf16, f16};

@@ -3,7 +3,8 @@
 //! A query goes over the rows it sees in order, in tiles of sixteen. Per tile: scores (one chain of fused
 //! multiply-adds over the head's elements each), their maximum, exponentials, their sum as a tree, then values added
 //! row by row. What a query computes depends on the rows it sees alone; which other queries share the tile's loaded
-//! keys and values (the heads of a group, later tokens of a chunk) does not enter.
+//! keys and values (the heads of a group, later tokens of a chunk) does not enter. With a window a query begins with
+//! the tile in which its window begins; tiles begin at multiples of sixteen rows, whatever the window.
 //!
 //! Source: Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135.
 
@@ -24,8 +25,12 @@ pub struct Attention<'a> {
     pub heads: &'a Heads,
     /// Which layer of the cache.
     pub layer: usize,
-    /// Multiplies the scores: `1 / sqrt(head_dim)`.
+    /// Multiplies the scores: mostly `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Soft cap of the scores: `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// Most rows that a query sees, its own and those before it, at least 1; `None`: all.
+    pub window: Option<usize>,
 }
 
 /// Consecutive query rows of one sequence.
@@ -60,7 +65,7 @@ pub enum Visible<'a> {
 }
 
 impl Cpu {
-    /// `out = softmax(q * keys^T * scale) * values` for every query head.
+    /// `out = softmax(softcap(q * keys^T * scale)) * values` for every query head.
     ///
     /// `q`: rows of `q_stride` floats that begin with `n_q * head_dim` floats of queries. `out`: `[n_rows, n_q *
     /// head_dim]`. `spans` cover the rows in order.
@@ -173,24 +178,31 @@ impl Tile<'_> {
         cache_row: impl Fn(usize) -> usize,
     ) {
         let head_dim = self.attention.heads.head_dim;
-        let n_queries = self.task.n_rows * self.task.n_heads;
-        let mut scratch = Scratch::new(head_dim, n_queries);
+        let n_rows = self.task.n_rows;
+        let n_queries = n_rows * self.task.n_heads;
+        let window = self.attention.window.unwrap_or(usize::MAX);
+        // The first key that the task's row sees.
+        let begin = |row: usize| seen(row).saturating_sub(window);
+        let mut scratch = Scratch::new(head_dim, n_queries, self.attention.softcap);
         for query in 0..n_queries {
             let q = &self.q[self.row_start(query, self.q_stride)..][..head_dim];
             scratch.put_query(query, q, self.attention.scale);
         }
-        for first_key in (0..n_seen).step_by(LANES) {
+        for first_key in (begin(0) / LANES * LANES..n_seen).step_by(LANES) {
             let n_keys = LANES.min(n_seen - first_key);
             self.load_tile(l, &mut scratch, n_keys, |i| cache_row(first_key + i));
             if first_key + LANES < n_seen {
                 self.prefetch(l, cache_row(first_key + LANES), n_seen - first_key - LANES);
             }
-            // Rows before this one see nothing of the tile.
-            let first_query = (0..self.task.n_rows).find(|&r| seen(r) > first_key).unwrap_or(0) * self.task.n_heads;
-            scratch.score(l, first_query);
-            for query in first_query..n_queries {
-                let n = n_keys.min(seen(query / self.task.n_heads) - first_key);
-                scratch.update(l, query, n);
+            // Rows before the first of these see nothing of the tile yet, those from the second on nothing any more.
+            let first_row = (0..n_rows).find(|&r| seen(r) > first_key).unwrap_or(0);
+            let end_row = (first_row..n_rows).find(|&r| begin(r) >= first_key + n_keys).unwrap_or(n_rows);
+            let queries = first_row * self.task.n_heads..end_row * self.task.n_heads;
+            scratch.score(l, queries.clone());
+            for query in queries {
+                let row = query / self.task.n_heads;
+                let keys = begin(row).saturating_sub(first_key)..n_keys.min(seen(row) - first_key);
+                scratch.update(l, query, keys);
             }
         }
         for query in 0..n_queries {

@@ -1,7 +1,9 @@
 //! Working memory of an attention task, and the arithmetic of a tile.
 
+use std::ops::Range;
+
 use crate::cpu::lanes::{LANES, Lanes};
-use crate::cpu::math::exp;
+use crate::cpu::math::{exp, softcap};
 
 /// Queries whose scores are computed together: as many chains of additions as hide their latency.
 const SCORE_QUERIES: usize = 8;
@@ -15,6 +17,7 @@ type ValuePart = [[f32; LANES]; VALUE_VECTORS];
 /// A task's working memory.
 pub(super) struct Scratch {
     head_dim: usize,
+    softcap: Option<f32>,
     /// `head_dim` rounded up to whole vectors.
     pub(super) padded: usize,
     /// Queries times the scale, in groups: `[n_queries / 8][head_dim][8]`.
@@ -36,12 +39,13 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new(head_dim: usize, n_queries: usize) -> Self {
+    pub(super) fn new(head_dim: usize, n_queries: usize, softcap: Option<f32>) -> Self {
         let padded = head_dim.next_multiple_of(LANES);
         let n_groups = n_queries.div_ceil(SCORE_QUERIES);
         let n_parts = head_dim.div_ceil(VALUE_DIM);
         Self {
             head_dim,
+            softcap,
             padded,
             queries: vec![[0.0; SCORE_QUERIES]; n_groups * head_dim],
             keys: vec![0.0; LANES * padded],
@@ -61,10 +65,10 @@ impl Scratch {
         }
     }
 
-    /// Scores of the queries from `first_query` on (perhaps of some before it) against the tile's keys.
+    /// Scores of `queries` (perhaps of some beside them) against the tile's keys.
     #[inline(always)]
-    pub(super) fn score<L: Lanes>(&mut self, l: L, first_query: usize) {
-        for group in first_query / SCORE_QUERIES..self.largest.len().div_ceil(SCORE_QUERIES) {
+    pub(super) fn score<L: Lanes>(&mut self, l: L, queries: Range<usize>) {
+        for group in queries.start / SCORE_QUERIES..queries.end.div_ceil(SCORE_QUERIES) {
             if L::WIDE {
                 self.score_some::<L, SCORE_QUERIES>(l, group, 0);
             } else {
@@ -91,16 +95,19 @@ impl Scratch {
         }
     }
 
-    /// Takes the first `n` keys of the tile into a query's result.
+    /// Takes the tile's `keys`, at least one, into a query's result.
     #[inline(always)]
-    pub(super) fn update<L: Lanes>(&mut self, l: L, query: usize, n: usize) {
+    pub(super) fn update<L: Lanes>(&mut self, l: L, query: usize, keys: Range<usize>) {
         let scores = &mut self.scores.as_chunks_mut::<LANES>().0[query];
-        let none = l.splat(f32::NEG_INFINITY);
-        let s = l.first(n, l.load(scores), none);
+        // Lanes of `keys` of `x`, the others `rest`.
+        let only = |x, rest| l.first(keys.start, rest, l.first(keys.end, x, rest));
+        let s = l.load(scores);
+        let s = self.softcap.map_or(s, |cap| softcap(l, s, l.splat(cap)));
+        let s = only(s, l.splat(f32::NEG_INFINITY));
         let before = self.largest[query];
         let tile = l.largest(s);
         let largest = if before > tile { before } else { tile };
-        let p = l.first(n, exp(l, l.sub(s, l.splat(largest))), l.splat(0.0));
+        let p = only(exp(l, l.sub(s, l.splat(largest))), l.splat(0.0));
         l.store(scores, p);
         // Where the maximum stays the factor is exactly 1.
         let shrink = if before == largest { l.splat(1.0) } else { exp(l, l.splat(before - largest)) };
@@ -111,7 +118,7 @@ impl Scratch {
         let n_parts = self.head_dim.div_ceil(VALUE_DIM);
         let sums = &mut self.sums[query * n_parts..(query + 1) * n_parts];
         for (sums, values) in sums.iter_mut().zip(self.values.chunks_exact(LANES)) {
-            add_values(l, &scores[..n], values, shrink, sums);
+            add_values(l, &scores[keys.clone()], &values[keys.clone()], shrink, sums);
         }
     }
 

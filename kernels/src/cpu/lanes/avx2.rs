@@ -29,7 +29,10 @@ impl Lanes for Avx2 {
     type F = Pair;
     type I = [__m256i; 2];
     type B = [__m256i; 2];
+    /// Sums of pairs in 16 bits: eight times two products of 15 * 127 fit.
+    type S = [__m256i; 2];
     const WIDE: bool = false;
+    const TILE_ROWS: usize = 4;
 
     #[inline(always)]
     fn prefetch(self, bytes: &[u8]) {
@@ -159,35 +162,90 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> Pair {
+        op!({
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            [bytes, _mm_srli_si128::<8>(bytes)].map(|b| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)))
+        })
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Pair {
+        op!({
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            [bytes, _mm_srli_si128::<8>(bytes)].map(|b| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)))
+        })
+    }
+    #[inline(always)]
     fn splat_i32(self, x: i32) -> [__m256i; 2] {
         [op!(_mm256_set1_epi32(x)); 2]
+    }
+    #[inline(always)]
+    fn add_i32(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        op!([_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])])
     }
     #[inline(always)]
     fn load_bytes(self, from: &[u8; 4 * LANES]) -> [__m256i; 2] {
         op!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())])
     }
     #[inline(always)]
-    fn low_nibbles(self, x: [__m256i; 2]) -> [__m256i; 2] {
-        x.map(|x| op!(_mm256_and_si256(x, _mm256_set1_epi8(15))))
-    }
-    #[inline(always)]
-    fn high_nibbles(self, x: [__m256i; 2]) -> [__m256i; 2] {
-        x.map(|x| op!(_mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15))))
-    }
-    #[inline(always)]
-    fn dot(self, acc: [__m256i; 2], w: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
-        // Even and odd bytes as 16-bit numbers: products of pairs fit 32 bits exactly (`maddubs` would saturate).
-        let pair = |a: i8, b: i8| (i32::from(b) << 16) | (i32::from(a) & 0xFFFF);
-        let half = |acc, w| {
+    fn bits(self, x: [__m256i; 2], left: u32, right: u32, mask: u8) -> [__m256i; 2] {
+        x.map(|x| {
             op!({
-                let even = _mm256_and_si256(w, _mm256_set1_epi16(0xFF));
-                let odd = _mm256_srli_epi16::<8>(w);
-                let even = _mm256_madd_epi16(even, _mm256_set1_epi32(pair(x[0], x[2])));
-                let odd = _mm256_madd_epi16(odd, _mm256_set1_epi32(pair(x[1], x[3])));
-                _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+                let x = _mm256_sll_epi16(x, _mm_cvtsi32_si128(left as i32));
+                let x = _mm256_srl_epi16(x, _mm_cvtsi32_si128(right as i32));
+                _mm256_and_si256(x, _mm256_set1_epi8(mask as i8))
             })
-        };
-        [half(acc[0], w[0]), half(acc[1], w[1])]
+        })
+    }
+    #[inline(always)]
+    fn or(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        op!([_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn even(self, x: [__m256i; 2]) -> [__m256i; 2] {
+        x.map(|x| op!(_mm256_and_si256(x, _mm256_set1_epi16(0xFF))))
+    }
+    #[inline(always)]
+    fn odd(self, x: [__m256i; 2]) -> [__m256i; 2] {
+        x.map(|x| op!(_mm256_srli_epi16::<8>(x)))
+    }
+    #[inline(always)]
+    fn even_signed(self, x: [__m256i; 2]) -> [__m256i; 2] {
+        x.map(|x| op!(_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x))))
+    }
+    #[inline(always)]
+    fn odd_signed(self, x: [__m256i; 2]) -> [__m256i; 2] {
+        x.map(|x| op!(_mm256_srai_epi16::<8>(x)))
+    }
+    #[inline(always)]
+    fn small(self) -> [__m256i; 2] {
+        [op!(_mm256_setzero_si256()); 2]
+    }
+    #[inline(always)]
+    fn small_dot(self, acc: [__m256i; 2], w: [__m256i; 2], x: i32) -> [__m256i; 2] {
+        op!({
+            let x = _mm256_set1_epi32(x);
+            let half = |acc, w| _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x));
+            [half(acc[0], w[0]), half(acc[1], w[1])]
+        })
+    }
+    #[inline(always)]
+    fn small_sum(self, x: [__m256i; 2]) -> [__m256i; 2] {
+        x.map(|x| op!(_mm256_madd_epi16(x, _mm256_set1_epi16(1))))
+    }
+    #[inline(always)]
+    fn dot(self, acc: [__m256i; 2], w: [__m256i; 2], x: i32) -> [__m256i; 2] {
+        // Two products of 127 * 127 fit 16 bits: nothing saturates.
+        let one = self.small_dot(self.small(), w, x);
+        self.add_i32(acc, self.small_sum(one))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: [__m256i; 2], w: [__m256i; 2], x: i32) -> [__m256i; 2] {
+        op!({
+            let x = _mm256_set1_epi32(x);
+            let half = |acc, w| _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+            [half(acc[0], w[0]), half(acc[1], w[1])]
+        })
     }
     #[inline(always)]
     fn to_float(self, x: [__m256i; 2]) -> Pair {

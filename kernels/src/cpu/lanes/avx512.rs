@@ -27,7 +27,9 @@ impl Lanes for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type S = __m512i;
     const WIDE: bool = true;
+    const TILE_ROWS: usize = 8;
 
     #[inline(always)]
     fn prefetch(self, bytes: &[u8]) {
@@ -158,24 +160,72 @@ impl Lanes for Avx512 {
         })
     }
     #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> __m512 {
+        op!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()))))
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> __m512 {
+        op!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))))
+    }
+    #[inline(always)]
     fn splat_i32(self, x: i32) -> __m512i {
         op!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn add_i32(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_add_epi32(a, b))
     }
     #[inline(always)]
     fn load_bytes(self, from: &[u8; 4 * LANES]) -> __m512i {
         op!(_mm512_loadu_si512(from.as_ptr().cast()))
     }
     #[inline(always)]
-    fn low_nibbles(self, x: __m512i) -> __m512i {
-        op!(_mm512_and_si512(x, _mm512_set1_epi8(15)))
+    fn bits(self, x: __m512i, left: u32, right: u32, mask: u8) -> __m512i {
+        op!({
+            let x = _mm512_sll_epi16(x, _mm_cvtsi32_si128(left as i32));
+            let x = _mm512_srl_epi16(x, _mm_cvtsi32_si128(right as i32));
+            _mm512_and_si512(x, _mm512_set1_epi8(mask as i8))
+        })
     }
     #[inline(always)]
-    fn high_nibbles(self, x: __m512i) -> __m512i {
-        op!(_mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)))
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_or_si512(a, b))
     }
     #[inline(always)]
-    fn dot(self, acc: __m512i, w: __m512i, x: [i8; 4]) -> __m512i {
-        op!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)))))
+    fn even(self, x: __m512i) -> __m512i {
+        op!(_mm512_and_si512(x, _mm512_set1_epi16(0xFF)))
+    }
+    #[inline(always)]
+    fn odd(self, x: __m512i) -> __m512i {
+        op!(_mm512_srli_epi16::<8>(x))
+    }
+    #[inline(always)]
+    fn even_signed(self, x: __m512i) -> __m512i {
+        op!(_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)))
+    }
+    #[inline(always)]
+    fn odd_signed(self, x: __m512i) -> __m512i {
+        op!(_mm512_srai_epi16::<8>(x))
+    }
+    #[inline(always)]
+    fn small(self) -> __m512i {
+        op!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    fn small_dot(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
+        self.dot(acc, w, x)
+    }
+    #[inline(always)]
+    fn small_sum(self, x: __m512i) -> __m512i {
+        x
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
+        op!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m512i, w: __m512i, x: i32) -> __m512i {
+        op!(_mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(x)))
     }
     #[inline(always)]
     fn to_float(self, x: __m512i) -> __m512 {

@@ -25,9 +25,13 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     type I: Copy;
     /// Sixteen groups of four bytes.
     type B: Copy;
+    /// Sums of products of small codes, on their way to `I`.
+    type S: Copy;
 
     /// Whether registers are many and wide: tiles of 8 rows x 32 outputs instead of 4 x 16.
     const WIDE: bool;
+    /// Rows of a tile of integer products, at most 8.
+    const TILE_ROWS: usize;
 
     /// Asks for the bytes to be brought near. A hint: nothing is read.
     #[inline(always)]
@@ -65,12 +69,34 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     /// Largest lane, in the order of [`Lanes::sum`].
     fn largest(self, x: Self::F) -> f32;
 
+    /// Sixteen numbers of 0..=255.
+    fn load_u8(self, from: &[u8; LANES]) -> Self::F;
+    /// Sixteen numbers of -128..=127.
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F;
     fn splat_i32(self, x: i32) -> Self::I;
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn load_bytes(self, from: &[u8; 4 * LANES]) -> Self::B;
-    fn low_nibbles(self, x: Self::B) -> Self::B;
-    fn high_nibbles(self, x: Self::B) -> Self::B;
-    /// `acc + w[0] * x[0] + .. + w[3] * x[3]` per lane, exactly: bytes of `w` unsigned, those of `x` signed.
-    fn dot(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I;
+    /// `(x << left >> right) & mask` of each byte; `mask` keeps no bit that a neighbouring byte shifts in.
+    fn bits(self, x: Self::B, left: u32, right: u32, mask: u8) -> Self::B;
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Bytes 0 and 2 of each group as two 16-bit numbers.
+    fn even(self, x: Self::B) -> Self::B;
+    /// Bytes 1 and 3 of each group as two 16-bit numbers.
+    fn odd(self, x: Self::B) -> Self::B;
+    /// As [`Lanes::even`], signed bytes.
+    fn even_signed(self, x: Self::B) -> Self::B;
+    /// As [`Lanes::odd`], signed bytes.
+    fn odd_signed(self, x: Self::B) -> Self::B;
+    /// No products yet.
+    fn small(self) -> Self::S;
+    /// As [`Lanes::dot`] for bytes of `w` up to 15; at most eight are summed before [`Lanes::small_sum`].
+    fn small_dot(self, acc: Self::S, w: Self::B, x: i32) -> Self::S;
+    fn small_sum(self, x: Self::S) -> Self::I;
+    /// `acc + w[0] * x[0] + .. + w[3] * x[3]` per lane, exactly: bytes of `w` up to 127, those of the word `x` signed
+    /// and not -128.
+    fn dot(self, acc: Self::I, w: Self::B, x: i32) -> Self::I;
+    /// `acc + w[0] * x[0] + w[1] * x[1]` per lane, exactly: signed 16-bit numbers, those of the word `x` not -32768.
+    fn dot_pairs(self, acc: Self::I, w: Self::B, x: i32) -> Self::I;
     /// To float, to nearest; exact below 2^24.
     fn to_float(self, x: Self::I) -> Self::F;
 }
@@ -141,11 +167,27 @@ mod tests {
             }
             let bytes: [u8; 4 * LANES] = std::array::from_fn(|i| (i * 37 + i / 7) as u8);
             let bytes = l.load_bytes(&bytes);
-            for x in [[127, -127, 1, -1], [-128, -128, -128, -128], [127, 127, 127, 127], [3, 0, -9, 77]] {
-                for bytes in [bytes, l.low_nibbles(bytes), l.high_nibbles(bytes)] {
-                    keep(l.to_float(l.dot(l.splat_i32(-70_000), bytes, x)));
+            let start = l.splat_i32(-70_000);
+            for x in [[127, -127, 1, -1], [-127; 4], [127; 4], [3, 0, -9, 77_i8]] {
+                let word = i32::from_le_bytes(x.map(|x| x as u8));
+                keep(l.to_float(l.dot(start, l.bits(bytes, 0, 1, 127), word)));
+                for codes in [l.bits(bytes, 0, 0, 15), l.bits(bytes, 0, 4, 15)] {
+                    let sums = (0..8).fold(l.small(), |sums, _| l.small_dot(sums, codes, word));
+                    keep(l.to_float(l.add_i32(l.small_sum(sums), start)));
                 }
             }
+            for (left, right, mask) in [(0, 3, 16), (4, 0, 48), (4, 3, 16), (4, 2, 48), (0, 2, 48)] {
+                keep(l.to_float(l.dot(start, l.bits(bytes, left, right, mask), 0x0102_0304)));
+            }
+            keep(l.to_float(l.dot(start, l.or(l.bits(bytes, 0, 4, 3), l.bits(bytes, 0, 0, 64)), 0x7F01_FF02)));
+            for x in [[32_767, -32_767], [-1, 77_i16]] {
+                let word = (i32::from(x[1]) << 16) | (i32::from(x[0]) & 0xFFFF);
+                for pairs in [l.even(bytes), l.odd(bytes), l.even_signed(bytes), l.odd_signed(bytes)] {
+                    keep(l.to_float(l.dot_pairs(start, pairs, word)));
+                }
+            }
+            keep(l.load_u8(&std::array::from_fn(|i| (i * 17) as u8)));
+            keep(l.load_i8(&std::array::from_fn(|i| (i * 17) as i8)));
             let powers = std::array::from_fn(|i| 12_582_912.0 + i as f32 * 7.0 - 60.0);
             keep(l.scale_by_power(l.splat(1.3), l.load(&powers)));
             out

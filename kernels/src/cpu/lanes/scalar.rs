@@ -27,7 +27,9 @@ impl Lanes for Scalar {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 4 * LANES];
+    type S = [i32; LANES];
     const WIDE: bool = false;
+    const TILE_ROWS: usize = 1;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -106,24 +108,71 @@ impl Lanes for Scalar {
         fold(x, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> Self::F {
+        from.map(f32::from)
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F {
+        from.map(f32::from)
+    }
+    #[inline(always)]
     fn splat_i32(self, x: i32) -> Self::I {
         [x; LANES]
+    }
+    #[inline(always)]
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
     fn load_bytes(self, from: &[u8; 4 * LANES]) -> Self::B {
         *from
     }
     #[inline(always)]
-    fn low_nibbles(self, x: Self::B) -> Self::B {
-        x.map(|x| x & 15)
+    fn bits(self, x: Self::B, left: u32, right: u32, mask: u8) -> Self::B {
+        x.map(|x| (u32::from(x) << left >> right) as u8 & mask)
     }
     #[inline(always)]
-    fn high_nibbles(self, x: Self::B) -> Self::B {
-        x.map(|x| x >> 4)
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] | b[i])
     }
     #[inline(always)]
-    fn dot(self, acc: Self::I, w: Self::B, x: [i8; 4]) -> Self::I {
-        std::array::from_fn(|i| (0..4).fold(acc[i], |sum, j| sum + i32::from(w[4 * i + j]) * i32::from(x[j])))
+    fn even(self, x: Self::B) -> Self::B {
+        std::array::from_fn(|i| if i % 2 == 0 { x[i] } else { 0 })
+    }
+    #[inline(always)]
+    fn odd(self, x: Self::B) -> Self::B {
+        std::array::from_fn(|i| if i % 2 == 0 { x[i + 1] } else { 0 })
+    }
+    #[inline(always)]
+    fn even_signed(self, x: Self::B) -> Self::B {
+        std::array::from_fn(|i| if i % 2 == 0 { x[i] } else { ((x[i - 1] as i8) >> 7) as u8 })
+    }
+    #[inline(always)]
+    fn odd_signed(self, x: Self::B) -> Self::B {
+        std::array::from_fn(|i| if i % 2 == 0 { x[i + 1] } else { ((x[i] as i8) >> 7) as u8 })
+    }
+    #[inline(always)]
+    fn small(self) -> Self::S {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn small_dot(self, acc: Self::S, w: Self::B, x: i32) -> Self::S {
+        self.dot(acc, w, x)
+    }
+    #[inline(always)]
+    fn small_sum(self, x: Self::S) -> Self::I {
+        x
+    }
+    #[inline(always)]
+    fn dot(self, acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        let x = x.to_le_bytes().map(|x| i32::from(x as i8));
+        std::array::from_fn(|i| (0..4).fold(acc[i], |sum, j| sum + i32::from(w[4 * i + j]) * x[j]))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::I, w: Self::B, x: i32) -> Self::I {
+        let x = [i32::from(x as i16), x >> 16];
+        let pair = |i: usize| i32::from(i16::from_le_bytes([w[i], w[i + 1]]));
+        std::array::from_fn(|i| acc[i] + pair(4 * i) * x[0] + pair(4 * i + 2) * x[1])
     }
     #[inline(always)]
     fn to_float(self, x: Self::I) -> Self::F {

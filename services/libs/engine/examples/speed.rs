@@ -109,7 +109,7 @@ fn slice<'a>(
     blocks: &'a [BlockIdx],
     logits: LogitRows,
 ) -> Slice<'a> {
-    Slice { tokens, positions, first_row: row as u32, blocks, mask: Mask::Causal, logits }
+    Slice { tokens, positions, first_row: row as u32, max_tokens: u32::MAX, blocks, mask: Mask::Causal, logits }
 }
 
 fn forward(engine: &mut dyn Engine, slices: &[Slice<'_>], logits: &mut Vec<f32>) {

@@ -42,6 +42,9 @@ pub struct Slice<'a> {
     pub positions: &'a [u32],
     /// KV row of `tokens[0]`: the number of rows that the sequence's blocks hold already.
     pub first_row: u32,
+    /// Most tokens that the sequence will ever have, prompt and answer: the same in all its slices, on every worker.
+    /// Models with two sets of rotary frequencies choose by it.
+    pub max_tokens: u32,
     /// The sequence's blocks in order, enough for all rows up to this slice's last. The same block must not stand
     /// in two slices of a step.
     pub blocks: &'a [BlockIdx],
@@ -155,6 +158,14 @@ pub enum SliceProblem {
         position: usize,
         /// The model's limit.
         max_context: usize,
+    },
+    /// More rows than the sequence was to have tokens.
+    #[error("{n_rows} rows of a sequence of at most {max_tokens} tokens")]
+    MaxTokens {
+        /// Rows up to the slice's last.
+        n_rows: usize,
+        /// As the slice says.
+        max_tokens: u32,
     },
     /// The block table is too short.
     #[error("{n_rows} rows need {needed} blocks, the table has {found}")]

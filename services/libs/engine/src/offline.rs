@@ -11,7 +11,7 @@ use crate::{Engine, EngineError, LogitRows, Mask, Slice};
 /// # Errors
 /// [`EngineError`], e.g. if the ids do not fit the context or the KV cache.
 pub fn logits(engine: &mut dyn Engine, ids: &[TokenId], chunk: usize) -> Result<Vec<f32>, EngineError> {
-    let mut sequence = Sequence::new(engine);
+    let mut sequence = Sequence::new(engine, ids.len());
     let mut all = Vec::new();
     let mut part = Vec::new();
     for tokens in ids.chunks(if chunk == 0 { ids.len().max(1) } else { chunk }) {
@@ -30,7 +30,7 @@ pub fn greedy(engine: &mut dyn Engine, prompt: &[TokenId], max_tokens: usize) ->
     let model = engine.model().clone();
     // A prompt that fills the context or more is the engine's to refuse.
     let max_tokens = max_tokens.min(model.max_context.saturating_sub(prompt.len()).max(1));
-    let mut sequence = Sequence::new(engine);
+    let mut sequence = Sequence::new(engine, prompt.len() + max_tokens);
     let mut row = Vec::new();
     let mut generated = Vec::new();
     if max_tokens == 0 {
@@ -55,7 +55,7 @@ pub fn nll(engine: &mut dyn Engine, ids: &[TokenId]) -> Result<f64, EngineError>
     let n_vocab = engine.model().n_vocab;
     // Bounds the memory for logits; the bits do not depend on it.
     const CHUNK: usize = 64;
-    let mut sequence = Sequence::new(engine);
+    let mut sequence = Sequence::new(engine, ids.len());
     let mut rows = Vec::new();
     let mut sum = 0.0;
     for start in (0..ids.len()).step_by(CHUNK) {
@@ -93,12 +93,14 @@ struct Sequence<'a> {
     engine: &'a mut dyn Engine,
     blocks: Vec<BlockIdx>,
     n_rows: usize,
+    max_tokens: u32,
     positions: Vec<u32>,
 }
 
 impl<'a> Sequence<'a> {
-    fn new(engine: &'a mut dyn Engine) -> Self {
-        Self { engine, blocks: Vec::new(), n_rows: 0, positions: Vec::new() }
+    fn new(engine: &'a mut dyn Engine, max_tokens: usize) -> Self {
+        let max_tokens = u32::try_from(max_tokens).unwrap_or(u32::MAX);
+        Self { engine, blocks: Vec::new(), n_rows: 0, max_tokens, positions: Vec::new() }
     }
 
     fn forward(&mut self, tokens: &[TokenId], rows: LogitRows, logits: &mut Vec<f32>) -> Result<(), EngineError> {
@@ -115,6 +117,7 @@ impl<'a> Sequence<'a> {
             tokens,
             positions: &self.positions,
             first_row: self.n_rows as u32,
+            max_tokens: self.max_tokens,
             blocks: &self.blocks,
             mask: Mask::Causal,
             logits: rows,

@@ -49,6 +49,9 @@ fn check_tokens(slice: &Slice<'_>, model: &ModelInfo) -> Result<(), SliceProblem
     if last >= model.max_context {
         return Err(SliceProblem::Context { position: last, max_context: model.max_context });
     }
+    if last_row >= slice.max_tokens as usize && slice.mask == Mask::Causal {
+        return Err(SliceProblem::MaxTokens { n_rows: last_row + 1, max_tokens: slice.max_tokens });
+    }
     Ok(())
 }
 

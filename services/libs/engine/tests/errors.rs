@@ -27,6 +27,7 @@ fn valid<'a>() -> Slice<'a> {
         tokens: &[1, 2, 3],
         positions: &[0, 1, 2],
         first_row: 0,
+        max_tokens: 100,
         blocks: &BLOCKS,
         mask: Mask::Causal,
         logits: LogitRows::Last,
@@ -63,6 +64,8 @@ fn impossible_slices_are_named() {
         check(Slice { positions: &[0, 1, u32::MAX], ..valid() }, context(u32::MAX as usize));
         check(Slice { first_row: max as u32 - 2, ..valid() }, context(max));
         check(Slice { first_row: u32::MAX, ..valid() }, context(u32::MAX as usize + 2));
+        let too_many = SliceProblem::MaxTokens { n_rows: 3, max_tokens: 2 };
+        check(Slice { max_tokens: 2, ..valid() }, too_many);
         check(Slice { blocks: &[], ..valid() }, SliceProblem::Blocks { n_rows: 3, needed: 1, found: 0 });
         check(Slice { blocks: &[BlockIdx(8)], ..valid() }, SliceProblem::Block { block: 8, n_blocks: 8 });
         let rows = SliceProblem::Rows { block: 7, layer: 0, expected: 1, found: 0 };

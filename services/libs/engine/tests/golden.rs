@@ -10,7 +10,7 @@ use engine::{Compute, EngineConfig, offline};
 use modelfile::SafeTensors;
 use serde_json::Value;
 
-use common::{config, file_name, golden_cases, open};
+use common::{config, dense_cases, file_name, open};
 
 /// Largest difference of a logit.
 const TOLERANCE: f32 = 1e-4;
@@ -58,7 +58,7 @@ fn check_model(case: &Path, source: &Path) {
 
 #[test]
 fn logits_and_greedy_tokens_equal_the_references() {
-    for case in golden_cases("llama") {
+    for case in dense_cases() {
         check(&case);
     }
 }

@@ -9,12 +9,12 @@ use engine::{Compute, Engine, EngineConfig, LogitRows, Mask, Slice, offline};
 use kernels::Isa;
 use types::{BlockIdx, TokenId};
 
-use common::{bits, config, golden_cases, open};
+use common::{bits, config, dense_cases, open};
 
 /// Tiny models: unquantised, with several weight formats, and tied.
 fn models() -> Vec<PathBuf> {
     let model = |case: PathBuf| Some(case.join("model.gguf")).filter(|p| p.is_file()).unwrap_or(case);
-    golden_cases("llama").into_iter().map(model).collect()
+    dense_cases().into_iter().map(model).collect()
 }
 
 fn prompt(n: usize, seed: u32) -> Vec<TokenId> {
@@ -22,7 +22,9 @@ fn prompt(n: usize, seed: u32) -> Vec<TokenId> {
 }
 
 fn settings(compute: Compute) -> impl Iterator<Item = EngineConfig> {
-    let all = Isa::available().into_iter().flat_map(|isa| [1, 2, 3].map(|threads| (isa, threads)));
+    // Threads and instructions do not know of each other: not every pair is tried.
+    let slower = Isa::available().into_iter().filter(|&isa| isa != Isa::detect()).map(|isa| (isa, 2));
+    let all = [1, 2, 3].map(|threads| (Isa::detect(), threads)).into_iter().chain(slower);
     all.map(move |(isa, threads)| EngineConfig { threads, isa: Some(isa), kv_blocks: 64, ..config(compute) })
 }
 
@@ -31,6 +33,7 @@ struct Sequence {
     tokens: Vec<TokenId>,
     positions: Vec<u32>,
     blocks: Vec<BlockIdx>,
+    max_tokens: u32,
     done: usize,
 }
 
@@ -40,7 +43,8 @@ impl Sequence {
         // Not in order.
         let blocks: Vec<_> = (0..n_blocks).rev().map(|b| BlockIdx(first_block + b)).collect();
         blocks.iter().for_each(|b| engine.arena().reset(b.0));
-        Self { positions: (0..tokens.len() as u32).collect(), tokens, blocks, done: 0 }
+        let n = tokens.len() as u32;
+        Self { positions: (0..n).collect(), tokens, blocks, max_tokens: n, done: 0 }
     }
 
     fn next(&self, n: usize, logits: LogitRows) -> Slice<'_> {
@@ -49,6 +53,7 @@ impl Sequence {
             tokens: &self.tokens[self.done..end],
             positions: &self.positions[self.done..end],
             first_row: self.done as u32,
+            max_tokens: self.max_tokens,
             blocks: &self.blocks,
             mask: Mask::Causal,
             logits,
@@ -78,7 +83,13 @@ fn forward(engine: &mut dyn Engine, slices: &[Slice<'_>]) -> Vec<f32> {
 
 /// Logits of all tokens and the KV, computed in chunks.
 fn alone(engine: &mut dyn Engine, tokens: &[TokenId], chunk: usize) -> (Vec<u32>, Vec<u8>) {
+    alone_of(engine, tokens, chunk, tokens.len())
+}
+
+/// The same of a sequence that was to have up to `max_tokens` tokens.
+fn alone_of(engine: &mut dyn Engine, tokens: &[TokenId], chunk: usize, max_tokens: usize) -> (Vec<u32>, Vec<u8>) {
     let mut sequence = Sequence::new(engine, tokens.to_vec(), 3);
+    sequence.max_tokens = max_tokens as u32;
     let mut logits = Vec::new();
     while sequence.done < tokens.len() {
         logits.extend(forward(engine, &[sequence.next(chunk, LogitRows::All)]));
@@ -178,7 +189,7 @@ fn a_branch_of_a_tree_equals_the_same_tokens_alone() {
             let found = forward(&mut *engine, &[slice]);
             for branch in [&[0, 1, 3, 5][..], &[2, 4]] {
                 let tokens: Vec<_> = before.iter().copied().chain(branch.iter().map(|&i| tree[i])).collect();
-                let (expected, _) = alone(&mut *engine, &tokens, tokens.len());
+                let (expected, _) = alone_of(&mut *engine, &tokens, tokens.len(), n_before + 6);
                 for (depth, &i) in branch.iter().enumerate() {
                     let row = &found[i * n_vocab..(i + 1) * n_vocab];
                     assert_eq!(bits(row), expected[(n_before + depth) * n_vocab..][..n_vocab], "{}", model.display());
@@ -201,18 +212,19 @@ fn a_changed_bit_of_the_cache_shows() {
                 sequence.done = 39;
                 if flip {
                     let arena = engine.arena().clone();
-                    let block = sequence.blocks[0].0;
+                    // Of rows that the last one sees through the models' windows.
+                    let block = sequence.blocks[2].0;
                     let cells: Vec<_> = (0..arena.n_layers())
                         .map(|layer| {
                             let mut cell = vec![0; arena.cell_bytes(layer)];
-                            arena.export(layer, block, 16, &mut cell).unwrap();
+                            arena.export(layer, block, 7, &mut cell).unwrap();
                             cell
                         })
                         .collect();
                     arena.reset(block);
                     for (layer, mut cell) in cells.into_iter().enumerate() {
                         cell[2] ^= u8::from(layer == 0) << 6;
-                        arena.import(layer, block, 16, &cell).unwrap();
+                        arena.import(layer, block, 7, &cell).unwrap();
                     }
                 }
                 bits(&forward(engine, &[sequence.next(1, LogitRows::Last)]))
@@ -222,6 +234,27 @@ fn a_changed_bit_of_the_cache_shows() {
             assert_ne!(whole, changed, "{}", model.display());
         }
     }
+}
+
+/// A model with two sets of rotary frequencies goes by the length that was declared, for all positions from the first
+/// on; other models do not ask for it.
+#[test]
+fn the_declared_length_decides_and_the_length_reached_does_not() {
+    let mut n_long = 0;
+    for model in models() {
+        let mut engine = open(&model, &EngineConfig { kv_blocks: 64, ..config(Compute::F32) });
+        let has_two = engine.model().compatibility.rope.contains("above=32");
+        n_long += u32::from(has_two);
+        let tokens = prompt(40, 3);
+        let (short, long) =
+            (alone_of(&mut *engine, &tokens[..20], 5, 32), alone_of(&mut *engine, &tokens[..20], 5, 33));
+        assert_eq!(short != long, has_two, "{}", model.display());
+        assert_eq!(short, alone_of(&mut *engine, &tokens[..20], 20, 20), "{}", model.display());
+        // Reaching the switch changes nothing of what was before it.
+        let n_vocab = engine.model().n_vocab;
+        assert_eq!(alone_of(&mut *engine, &tokens, 5, 40).0[..20 * n_vocab], long.0, "{}", model.display());
+    }
+    assert!(n_long > 0, "no model has two sets of frequencies");
 }
 
 #[test]

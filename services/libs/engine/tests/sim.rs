@@ -40,6 +40,7 @@ fn next_through(engine: &mut SimEngine, table: &[u32]) -> TokenId {
         tokens: &[5],
         positions: &[48],
         first_row: 48,
+        max_tokens: 49,
         blocks: &blocks,
         mask: Mask::Causal,
         logits: LogitRows::Last,

@@ -112,6 +112,7 @@ fn forward(
             tokens: &entry.sequence.tokens()[entry.rows.clone()],
             positions: of_entry,
             first_row: position(entry.rows.start),
+            max_tokens: position(entry.sequence.max_tokens()),
             blocks: &entry.blocks,
             mask: Mask::Causal,
             logits: if entry.samples { LogitRows::Last } else { LogitRows::None },

@@ -2,7 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
-use kernels::cpu::{Attention, Cpu, KvRows, Span, Store, Visible};
+use kernels::cpu::{Attention, Cpu, KvRows, Linear, Parts, RopeTable, Span, Store, Visible};
 use kernels::kv::{KvArena, Pin};
 
 use crate::cpu::scratch::{Scratch, keep_rows, sized};
@@ -18,10 +18,8 @@ pub(super) fn forward(
 ) -> Result<(), EngineError> {
     let CpuEngine { arena, cpu, network, scratch, .. } = engine;
     let plan = Plan::new(slices, arena);
-    let tokens = slices.iter().flat_map(|s| s.tokens.iter().copied());
-    network.embedding.gather(tokens, sized(&mut scratch.x, plan.n_rows * network.dim));
-    let positions = slices.iter().flat_map(|s| s.positions.iter().copied());
-    scratch.rope.fill(cpu, positions, &network.rope.inv_freq, network.rope.factor);
+    embed(network, slices, scratch, plan.n_rows);
+    rotations(network, slices, cpu, scratch);
     let last = network.layers.len() - 1;
     for (index, layer) in network.layers.iter().enumerate() {
         keys_and_values(network, layer, index, cpu, scratch, arena, &plan)?;
@@ -42,6 +40,27 @@ pub(super) fn forward(
     Ok(())
 }
 
+/// Begins the residual stream.
+fn embed(network: &Network, slices: &[Slice<'_>], scratch: &mut Scratch, n_rows: usize) {
+    let x = sized(&mut scratch.x, n_rows * network.dim);
+    network.embedding.gather(slices.iter().flat_map(|s| s.tokens.iter().copied()), x);
+    if let Some(scale) = network.embedding_scale {
+        x.iter_mut().for_each(|x| *x *= scale);
+    }
+}
+
+/// Cosines and sines of the step's positions.
+fn rotations(network: &Network, slices: &[Slice<'_>], cpu: &mut Cpu, scratch: &mut Scratch) {
+    scratch.ropes.resize_with(network.ropes.len(), RopeTable::default);
+    for (table, rope) in scratch.ropes.iter_mut().zip(&network.ropes) {
+        let positions = slices.iter().flat_map(|slice| {
+            let frequencies = rope.frequencies(slice.max_tokens as usize);
+            slice.positions.iter().map(move |&position| (position, frequencies))
+        });
+        table.fill(cpu, rope.inv_freq.len(), positions, rope.factor);
+    }
+}
+
 /// Computes queries, keys and values of a layer and publishes the keys and values.
 fn keys_and_values(
     network: &Network,
@@ -52,12 +71,19 @@ fn keys_and_values(
     arena: &KvArena,
     plan: &Plan<'_>,
 ) -> Result<(), EngineError> {
+    let Network { heads, dim, norm_eps, .. } = network;
     let n_rows = plan.n_rows;
-    let normed = sized(&mut scratch.normed, n_rows * network.dim);
-    cpu.rms_norm(&scratch.x[..n_rows * network.dim], &layer.attention_norm, network.norm_eps, normed);
-    let qkv = sized(&mut scratch.qkv, n_rows * network.heads.qkv_dim());
-    cpu.matmul(&layer.qkv, normed, qkv, Store::Replace);
-    Ok(cpu.rope_and_append(qkv, &network.heads, &scratch.rope, arena, index, &plan.runs)?)
+    let x = &scratch.x[..n_rows * dim];
+    let input = normed(cpu, x, layer.attention_norm.as_deref(), *norm_eps, &mut scratch.normed);
+    let qkv = sized(&mut scratch.qkv, n_rows * heads.qkv_dim());
+    cpu.matmul(&layer.qkv, input, qkv, Store::Replace);
+    for (norm, first, n_heads) in [(&layer.query_norm, 0, heads.n_q), (&layer.key_norm, heads.n_q, heads.n_kv)] {
+        if let Some(gains) = norm {
+            let parts = Parts { first: first * heads.head_dim, n_parts: n_heads * heads.head_dim / gains.len() };
+            cpu.rms_norm_parts(qkv, heads.qkv_dim(), parts, gains, *norm_eps);
+        }
+    }
+    Ok(cpu.rope_and_append(qkv, heads, &scratch.ropes[layer.rope], arena, index, &plan.runs)?)
 }
 
 /// The rest of a layer for the first `n_rows` rows of the buffers.
@@ -74,24 +100,52 @@ fn attend_and_feed(
     let x = &mut scratch.x[..n_rows * dim];
     let qkv = &scratch.qkv[..n_rows * heads.qkv_dim()];
     let attended = sized(&mut scratch.attended, n_rows * heads.n_q * heads.head_dim);
-    let attention = Attention { heads, layer: index, scale: 1.0 / (heads.head_dim as f32).sqrt() };
+    let (scale, softcap, window) = (network.score_scale, network.score_cap, layer.window);
+    let attention = Attention { heads, layer: index, scale, softcap, window };
     cpu.attention(&attention, qkv, heads.qkv_dim(), spans, attended);
-    cpu.matmul(&layer.attention_output, attended, x, Store::Add);
-    let normed = sized(&mut scratch.normed, n_rows * dim);
-    cpu.rms_norm(x, &layer.feed_forward_norm, *norm_eps, normed);
+    let norm = layer.attention_post_norm.as_deref();
+    add(cpu, &layer.attention_output, attended, norm, *norm_eps, &mut scratch.branch, x);
+    let input = normed(cpu, x, layer.feed_forward_norm.as_deref(), *norm_eps, &mut scratch.normed);
     let gate_up = sized(&mut scratch.gate_up, n_rows * 2 * ff_dim);
-    cpu.matmul(&layer.gate_up, normed, gate_up, Store::Replace);
+    cpu.matmul(&layer.gate_up, input, gate_up, Store::Replace);
     let gated = sized(&mut scratch.gated, n_rows * ff_dim);
-    cpu.swiglu(gate_up, *ff_dim, gated);
-    cpu.matmul(&layer.down, gated, x, Store::Add);
+    cpu.gate(network.activation, gate_up, *ff_dim, gated);
+    add(cpu, &layer.down, gated, layer.feed_forward_post_norm.as_deref(), *norm_eps, &mut scratch.branch, x);
+}
+
+/// `x` normalised into `buffer`, or as it is.
+fn normed<'a>(cpu: &mut Cpu, x: &'a [f32], norm: Option<&[f32]>, eps: f32, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    let Some(gains) = norm else { return x };
+    let out = sized(buffer, x.len());
+    cpu.rms_norm(x, gains, eps, out);
+    out
+}
+
+/// Adds a part's output, normalised if it has a norm, to the residual stream `x`.
+fn add(
+    cpu: &mut Cpu,
+    weights: &Linear,
+    input: &[f32],
+    norm: Option<&[f32]>,
+    eps: f32,
+    branch: &mut Vec<f32>,
+    x: &mut [f32],
+) {
+    let Some(gains) = norm else { return cpu.matmul(weights, input, x, Store::Add) };
+    let branch = sized(branch, x.len());
+    cpu.matmul(weights, input, branch, Store::Replace);
+    cpu.rms_norm_add(branch, gains, eps, x);
 }
 
 /// Logits of the first `n_rows` rows.
 fn output(network: &Network, cpu: &mut Cpu, scratch: &mut Scratch, n_rows: usize, logits: &mut Vec<f32>) {
-    let normed = sized(&mut scratch.normed, n_rows * network.dim);
-    cpu.rms_norm(&scratch.x[..n_rows * network.dim], &network.final_norm, network.norm_eps, normed);
+    let x = &scratch.x[..n_rows * network.dim];
+    let input = normed(cpu, x, Some(&network.final_norm), network.norm_eps, &mut scratch.normed);
     logits.resize(n_rows * network.n_vocab, 0.0);
-    cpu.matmul(&network.head, normed, logits, Store::Replace);
+    cpu.matmul(&network.head, input, logits, Store::Replace);
+    if let Some(cap) = network.logit_cap {
+        cpu.softcap(logits, cap);
+    }
 }
 
 /// Where the rows of a step go and what they see.

@@ -1,4 +1,4 @@
-//! The CPU engine: a llama-family model over packed weights.
+//! The CPU engine: a dense decoder over packed weights.
 
 mod forward;
 mod load;
@@ -7,7 +7,7 @@ mod scratch;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use kernels::cpu::{Cpu, Heads, Linear};
+use kernels::cpu::{Activation, Cpu, Heads, Linear};
 use kernels::kv::KvArena;
 
 use crate::cpu::load::Embedding;
@@ -27,26 +27,42 @@ pub struct CpuEngine {
 /// Weights and constants.
 struct Network {
     heads: Heads,
-    rope: Rope,
+    ropes: Vec<Rope>,
     norm_eps: f32,
     dim: usize,
     ff_dim: usize,
     n_vocab: usize,
+    activation: Activation,
+    /// Multiplies the embeddings.
+    embedding_scale: Option<f32>,
+    /// Multiplies attention's scores, and caps them.
+    score_scale: f32,
+    score_cap: Option<f32>,
+    logit_cap: Option<f32>,
     embedding: Embedding,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
     head: Linear,
 }
 
+/// A norm that is not there leaves its input as it is.
 struct Layer {
-    attention_norm: Vec<f32>,
+    /// Most rows that a query sees.
+    window: Option<usize>,
+    /// Which rotary embedding.
+    rope: usize,
+    attention_norm: Option<Vec<f32>>,
     /// Query, key and value side by side.
     qkv: Linear,
+    query_norm: Option<Vec<f32>>,
+    key_norm: Option<Vec<f32>>,
     attention_output: Linear,
-    feed_forward_norm: Vec<f32>,
+    attention_post_norm: Option<Vec<f32>>,
+    feed_forward_norm: Option<Vec<f32>>,
     /// Gate and up side by side.
     gate_up: Linear,
     down: Linear,
+    feed_forward_post_norm: Option<Vec<f32>>,
 }
 
 impl CpuEngine {

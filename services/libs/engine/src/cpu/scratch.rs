@@ -17,8 +17,10 @@ pub(super) struct Scratch {
     pub(super) gate_up: Vec<f32>,
     /// After the gate.
     pub(super) gated: Vec<f32>,
-    /// Cosines and sines.
-    pub(super) rope: RopeTable,
+    /// Output of a part that is normalised before it joins the residual stream.
+    pub(super) branch: Vec<f32>,
+    /// Cosines and sines of each rotary embedding.
+    pub(super) ropes: Vec<RopeTable>,
 }
 
 /// The first `len` elements, made if need be.

@@ -7,7 +7,8 @@ use std::path::Path;
 use kernels::quant::{QuantFormat, dequantize};
 use modelfile::{DType, Gguf, SafeTensors, TensorView};
 
-use crate::model::{Biases, ModelConfig, Role, gguf, huggingface};
+use crate::model::rope::gguf as rope_factors;
+use crate::model::{Biases, HeadNorm, ModelConfig, Role, gguf, huggingface};
 use crate::{LoadError, ModelSource};
 
 /// A model's open files.
@@ -105,28 +106,41 @@ impl<'a> Weights<'a> {
     /// [`LoadError::MissingTensor`], [`LoadError::Shape`], [`LoadError::Format`].
     pub(crate) fn matrix(&self, role: Role) -> Result<Tensor<'a>, LoadError> {
         let (n_out, k) = self.shape(role);
-        let view = self.take(&format!("{}.weight", self.name(role)))?;
-        expect_shape(&view, &[n_out, k])?;
+        let (stored, first) = self.stored(role);
+        let view = self.take(&format!("{}.weight", self.name(stored)))?;
+        expect_shape(&view, &[self.shape(stored).0, k])?;
         let format = format_of(view.dtype);
         if !k.is_multiple_of(format.block_elements()) {
             let expected = "a format whose blocks fit a row";
             return Err(LoadError::Format { name: view.name.to_owned(), expected, found: view.dtype.to_string() });
         }
         self.formats.borrow_mut().insert(view.dtype.name());
-        let pairs = matches!(role, Role::Query(_) | Role::Key(_)) && matches!(self.files, ModelFiles::Gguf(_));
-        Ok(Tensor { format, n_out, k, data: view.data, interleaved: pairs.then_some(self.config.head_dim) })
+        let row_bytes = format.bytes_of(k);
+        let data = &view.data[first * row_bytes..(first + n_out) * row_bytes];
+        Ok(Tensor { format, n_out, k, data, interleaved: self.interleaved(role).then_some(self.config.head_dim) })
     }
 
     /// The gains of that norm.
     pub(crate) fn norm(&self, role: Role) -> Result<Vec<f32>, LoadError> {
-        vector(&self.take(&format!("{}.weight", self.name(role)))?, self.config.dim)
+        let (len, _) = self.shape(role);
+        let mut gains = vector(&self.take(&format!("{}.weight", self.name(role)))?, len)?;
+        if self.config.storage.gains_less_one {
+            gains.iter_mut().for_each(|gain| *gain += 1.0);
+        }
+        Ok(gains)
     }
 
     /// The biases of that projection, if it has any.
     pub(crate) fn bias(&self, role: Role) -> Result<Option<Vec<f32>>, LoadError> {
         let name = format!("{}.bias", self.name(role));
-        let mlp = matches!(role, Role::Gate(_) | Role::Up(_) | Role::Down(_));
-        let there = match if mlp { self.config.mlp_bias } else { self.config.attention_bias } {
+        let storage = &self.config.storage;
+        let biases = match role {
+            Role::Query(_) | Role::Key(_) | Role::Value(_) => storage.qkv_bias,
+            Role::AttentionOutput(_) => storage.output_bias,
+            Role::Gate(_) | Role::Up(_) | Role::Down(_) => storage.mlp_bias,
+            _ => Biases::None,
+        };
+        let there = match biases {
             Biases::None => false,
             Biases::All => true,
             Biases::Present => self.files.has(&name),
@@ -136,7 +150,7 @@ impl<'a> Weights<'a> {
         }
         let (n_out, _) = self.shape(role);
         let bias = vector(&self.take(&name)?, n_out)?;
-        let pairs = matches!(role, Role::Query(_) | Role::Key(_)) && matches!(self.files, ModelFiles::Gguf(_));
+        let pairs = self.interleaved(role);
         let source = |row| if pairs { source_row(row, self.config.head_dim) } else { row };
         Ok(Some((0..n_out).map(|row| bias[source(row)]).collect()))
     }
@@ -153,8 +167,10 @@ impl<'a> Weights<'a> {
         // Constants that older checkpoints carry, a tied head stored once more, and factors that went into the config.
         let known = |name: &str| {
             name.ends_with(".rotary_emb.inv_freq")
-                || name == "rope_freqs.weight"
-                || (self.config.tied && name == "lm_head.weight")
+                || name == rope_factors::FACTORS
+                || (self.config.ropes[0].original_context().is_some()
+                    && [rope_factors::LONG, rope_factors::SHORT].contains(&name))
+                || (self.config.storage.tied && name == "lm_head.weight")
         };
         let unused: Vec<_> = self.files.names().into_iter().filter(|n| !used.contains(*n) && !known(n)).collect();
         match unused.first() {
@@ -170,22 +186,49 @@ impl<'a> Weights<'a> {
 
     fn name(&self, role: Role) -> String {
         match self.files {
-            ModelFiles::HuggingFace(_) => role.huggingface(),
+            ModelFiles::HuggingFace(_) => role.huggingface(self.config.norms),
             ModelFiles::Gguf(_) => role.gguf(),
         }
     }
 
-    /// Outputs and inputs of a matrix.
+    /// The tensor that holds a matrix, and which of its rows is the matrix's first.
+    fn stored(&self, role: Role) -> (Role, usize) {
+        let ModelConfig { n_q, n_kv, head_dim, ff_dim, .. } = *self.config;
+        match role {
+            Role::Query(l) if self.config.storage.fused => (Role::QueryKeyValue(l), 0),
+            Role::Key(l) if self.config.storage.fused => (Role::QueryKeyValue(l), n_q * head_dim),
+            Role::Value(l) if self.config.storage.fused => (Role::QueryKeyValue(l), (n_q + n_kv) * head_dim),
+            Role::Gate(l) if self.config.storage.fused => (Role::GateUp(l), 0),
+            Role::Up(l) if self.config.storage.fused => (Role::GateUp(l), ff_dim),
+            whole => (whole, 0),
+        }
+    }
+
+    /// Whether a matrix's rows are stored in interleaved pairs.
+    fn interleaved(&self, role: Role) -> bool {
+        self.config.storage.interleaved && matches!(role, Role::Query(_) | Role::Key(_))
+    }
+
+    /// Outputs and inputs of a matrix; elements of a norm, and 1.
     fn shape(&self, role: Role) -> (usize, usize) {
         let ModelConfig { n_vocab, dim, n_q, n_kv, head_dim, ff_dim, .. } = *self.config;
         match role {
             Role::Embedding | Role::Head => (n_vocab, dim),
             Role::Query(_) => (n_q * head_dim, dim),
             Role::Key(_) | Role::Value(_) => (n_kv * head_dim, dim),
+            Role::QueryKeyValue(_) => ((n_q + 2 * n_kv) * head_dim, dim),
+            Role::QueryNorm(_) if self.config.head_norm == Some(HeadNorm::Whole) => (n_q * head_dim, 1),
+            Role::KeyNorm(_) if self.config.head_norm == Some(HeadNorm::Whole) => (n_kv * head_dim, 1),
+            Role::QueryNorm(_) | Role::KeyNorm(_) => (head_dim, 1),
             Role::AttentionOutput(_) => (dim, n_q * head_dim),
             Role::Gate(_) | Role::Up(_) => (ff_dim, dim),
+            Role::GateUp(_) => (2 * ff_dim, dim),
             Role::Down(_) => (dim, ff_dim),
-            Role::AttentionNorm(_) | Role::FeedForwardNorm(_) | Role::FinalNorm => (dim, 1),
+            Role::AttentionNorm(_)
+            | Role::AttentionPostNorm(_)
+            | Role::FeedForwardNorm(_)
+            | Role::FeedForwardPostNorm(_)
+            | Role::FinalNorm => (dim, 1),
         }
     }
 }
@@ -209,7 +252,7 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// Where GGUF keeps row `row` of query and key projections: its rotary pairs are neighbours, ours half a head apart.
+/// Where a file with interleaved pairs keeps row `row` of query and key projections: its pairs are neighbours, ours half a head apart.
 /// Permuting outputs permutes queries and keys alike, so scores are the same.
 fn source_row(row: usize, head_dim: usize) -> usize {
     let (head, i) = (row / head_dim, row % head_dim);

@@ -27,6 +27,16 @@ pub(crate) fn golden_cases(prefix: &str) -> Vec<PathBuf> {
     cases
 }
 
+/// Families without experts, as their cases' names begin.
+const DENSE: [&str; 8] = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"];
+
+/// The cases of all families without experts.
+pub(crate) fn dense_cases() -> Vec<PathBuf> {
+    let is_dense =
+        |case: &PathBuf| !file_name(case).contains("moe") && DENSE.iter().any(|f| file_name(case).starts_with(f));
+    golden_cases("").into_iter().filter(is_dense).collect()
+}
+
 /// The demo model, from `BATON_DEMO_MODEL`.
 pub(crate) fn demo_model() -> Option<PathBuf> {
     let found = std::env::var_os("BATON_DEMO_MODEL").map(PathBuf::from).filter(|p| p.is_file());

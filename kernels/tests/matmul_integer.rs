@@ -2,23 +2,19 @@
 
 mod common;
 
-use common::{Random, all_cpus, assert_close, bits};
+use common::{Random, all_cpus, bits};
 use kernels::cpu::{Cpu, Inputs, Linear, Matrix, Store};
 use kernels::quant::encode::quantize;
 use kernels::quant::{QuantFormat, dequantize};
 use kernels::reference;
 
-/// What the inputs are after rounding to 8 bits, or twice 8, per block of 32.
-fn rounded(x: &[f32], inputs: Inputs) -> Vec<f32> {
+/// What the inputs are after rounding to 8 or 16 bits per block of 32.
+fn rounded(x: &[f32], fine: bool) -> Vec<f32> {
+    let steps = if fine { 32_767.0 } else { 127.0 };
     let block = |x: &[f32]| {
         let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let number = |x: &f32| {
-            let steps = if largest > 0.0 { x * (127.0 / largest) } else { 0.0 };
-            let whole = steps.round_ties_even();
-            let part = if inputs == Inputs::Fine { ((steps - whole) * 254.0).round_ties_even() / 254.0 } else { 0.0 };
-            (whole + part) * (largest / 127.0)
-        };
-        x.iter().map(number).collect::<Vec<_>>()
+        let inverse = if largest > 0.0 { steps / largest } else { 0.0 };
+        x.iter().map(|x| (x * inverse).round_ties_even() * (largest / steps)).collect::<Vec<_>>()
     };
     x.chunks_exact(32).flat_map(block).collect()
 }
@@ -38,15 +34,21 @@ fn check(format: QuantFormat, inputs: Inputs, n_rows: usize, k: usize, n_out: us
     let stored = quantize(format, &random.vec(n_out * k));
     let mut weights = vec![0.0; n_out * k];
     dequantize(format, &stored, &mut weights);
-    let expected = reference::matmul(&rounded(&x, inputs), &weights, k);
+    let x_rounded = rounded(&x, inputs == Inputs::Fine || format == QuantFormat::Q8_0);
+    let expected = reference::matmul(&x_rounded, &weights, k);
+    let abs = |x: &[f32]| x.iter().map(|x| x.abs()).collect::<Vec<_>>();
+    // What rounding errors are measured by.
+    let sizes = reference::matmul(&abs(&x_rounded), &abs(&weights), k);
     let row_bytes = format.bytes_of(k);
     let mut first: Option<Vec<u32>> = None;
     for mut cpu in all_cpus() {
         let row = |o: usize| &stored[o * row_bytes..(o + 1) * row_bytes];
-        let matrix = Matrix::pack_int8(cpu.pool(), format, n_out, k, &row).unwrap();
+        let matrix = Matrix::pack_integer(cpu.pool(), format, n_out, k, &row).unwrap();
         let linear = Linear::new(vec![matrix], None).with_inputs(inputs);
         let out = product(&mut cpu, &linear, &x);
-        assert_close(&out, &expected, 3e-5);
+        for ((found, expected), size) in out.iter().zip(&expected).zip(&sizes) {
+            assert!((found - expected).abs() <= 3e-6 * size, "{format:?}: {found} instead of {expected} of {size}");
+        }
         assert_eq!(&bits(&out), first.get_or_insert_with(|| bits(&out)), "{format:?} {}", cpu.isa());
         for (row, out) in x.chunks_exact(k).zip(out.chunks_exact(n_out)) {
             assert_eq!(bits(&product(&mut cpu, &linear, row)), bits(out), "a row alone");
@@ -56,13 +58,15 @@ fn check(format: QuantFormat, inputs: Inputs, n_rows: usize, k: usize, n_out: us
 
 #[test]
 fn equals_the_reference_on_all_levels_threads_and_batches() {
-    for format in [QuantFormat::Q4_0, QuantFormat::Q4_1, QuantFormat::Q8_0] {
+    for format in QuantFormat::ALL.into_iter().filter(|f| f.block_elements() > 1) {
+        // Sizes in blocks of 32; larger blocks are eight of them.
+        let unit = if format.block_elements() == 32 { 32 } else { 256 };
         for inputs in [Inputs::Coarse, Inputs::Fine] {
-            check(format, inputs, 1, 32, 1);
-            check(format, inputs, 1, 96, 70);
-            check(format, inputs, 3, 64, 16);
-            check(format, inputs, 15, 576, 33);
-            check(format, inputs, 70, 128, 64);
+            check(format, inputs, 1, unit, 1);
+            check(format, inputs, 1, 3 * unit, 70);
+            check(format, inputs, 3, 2 * unit, 16);
+            check(format, inputs, 15, 5 * unit, 33);
+            check(format, inputs, 70, 4 * unit, 64);
         }
     }
 }
@@ -71,9 +75,9 @@ fn equals_the_reference_on_all_levels_threads_and_batches() {
 fn formats_without_a_packed_form_are_refused() {
     let mut cpu = all_cpus().next().unwrap();
     let none: &[u8] = &[];
-    assert!(Matrix::pack_int8(cpu.pool(), QuantFormat::F16, 4, 64, &|_| none).is_none());
-    assert!(Matrix::pack_int8(cpu.pool(), QuantFormat::Q4K, 4, 256, &|_| none).is_none());
-    assert!(Matrix::pack_int8(cpu.pool(), QuantFormat::Q8_0, 4, 33, &|_| none).is_none());
+    assert!(Matrix::pack_integer(cpu.pool(), QuantFormat::F16, 4, 64, &|_| none).is_none());
+    assert!(Matrix::pack_integer(cpu.pool(), QuantFormat::BF16, 4, 64, &|_| none).is_none());
+    assert!(Matrix::pack_integer(cpu.pool(), QuantFormat::Q8_0, 4, 33, &|_| none).is_none());
 }
 
 #[test]
@@ -81,7 +85,8 @@ fn not_a_number_stays_visible() {
     for mut cpu in all_cpus() {
         let stored = quantize(QuantFormat::Q4_1, &Random::new(1).vec(16 * 64));
         let row = |o: usize| &stored[o * 40..(o + 1) * 40];
-        let linear = Linear::new(vec![Matrix::pack_int8(cpu.pool(), QuantFormat::Q4_1, 16, 64, &row).unwrap()], None);
+        let linear =
+            Linear::new(vec![Matrix::pack_integer(cpu.pool(), QuantFormat::Q4_1, 16, 64, &row).unwrap()], None);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = Random::new(2).vec(64);
             x[40] = bad;

@@ -1,5 +1,8 @@
 //! Frequencies of the rotary embedding and their scaling.
 
+pub(super) mod gguf;
+pub(super) mod huggingface;
+
 use std::f64::consts::TAU;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -9,10 +12,31 @@ use xxhash_rust::xxh3::xxh3_64;
 pub(crate) struct Rope {
     /// Radians per position of each pair.
     pub(crate) inv_freq: Vec<f32>,
+    /// Others for long sequences.
+    long: Option<Long>,
     /// Multiplies cosines and sines.
     pub(crate) factor: f32,
     /// The scaling's name.
     pub(crate) kind: &'static str,
+}
+
+/// Frequencies of sequences that may become longer than `original_context`.
+#[derive(Clone, PartialEq, Debug)]
+struct Long {
+    original_context: usize,
+    inv_freq: Vec<f32>,
+}
+
+/// LongRoPE: each frequency divided by a factor of its own, from one of two sets. Source: Ding et al., arXiv:2402.13753.
+pub(crate) struct LongFactors {
+    /// For sequences that never become longer than `original_context`.
+    pub(crate) short: Vec<f64>,
+    /// For those that may.
+    pub(crate) long: Vec<f64>,
+    /// Context trained on.
+    pub(crate) original_context: usize,
+    /// Multiplies cosines and sines, with either set.
+    pub(crate) attention_factor: f64,
 }
 
 /// How frequencies are scaled for contexts longer than those trained on.
@@ -58,6 +82,11 @@ pub(crate) fn yarn_attention_factor(scale: f64, mscale: f64) -> f64 {
     if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
 }
 
+/// LongRoPE's default factor for cosines and sines: `sqrt(1 + ln scale / ln original_context)`.
+fn longrope_attention_factor(scale: f64, original_context: usize) -> f64 {
+    if scale <= 1.0 || original_context < 2 { 1.0 } else { (1.0 + scale.ln() / (original_context as f64).ln()).sqrt() }
+}
+
 impl Rope {
     /// Frequencies for heads of `head_dim` with base `theta`.
     pub(crate) fn new(head_dim: usize, theta: f64, scaling: &Scaling) -> Self {
@@ -100,7 +129,29 @@ impl Rope {
             Scaling::Llama3 { .. } => (1.0, "llama3"),
             Scaling::Yarn { attention_factor, .. } => (attention_factor as f32, "yarn"),
         };
-        Self { inv_freq: scaled.into_iter().map(|f| f as f32).collect(), factor, kind }
+        Self { inv_freq: scaled.into_iter().map(|f| f as f32).collect(), long: None, factor, kind }
+    }
+
+    /// LongRoPE.
+    pub(crate) fn long(rotated: usize, theta: f64, factors: &LongFactors) -> Self {
+        let divided = |factors: &[f64]| {
+            let exponent = |i: usize| (2 * i) as f64 / rotated as f64;
+            factors.iter().enumerate().map(|(i, f)| (1.0 / (f * theta.powf(exponent(i)))) as f32).collect()
+        };
+        let LongFactors { original_context, attention_factor, .. } = *factors;
+        let long = Some(Long { original_context, inv_freq: divided(&factors.long) });
+        Self { inv_freq: divided(&factors.short), long, factor: attention_factor as f32, kind: "longrope" }
+    }
+
+    /// Frequencies of a sequence that never has more than `max_tokens` tokens: all its positions have the same, so
+    /// that a cached key never depends on how long the sequence became later.
+    pub(crate) fn frequencies(&self, max_tokens: usize) -> &[f32] {
+        self.long.as_ref().filter(|long| max_tokens > long.original_context).map_or(&self.inv_freq, |l| &l.inv_freq)
+    }
+
+    /// Sequences that may have more tokens than this have other keys than shorter ones.
+    pub(crate) fn original_context(&self) -> Option<usize> {
+        self.long.as_ref().map(|long| long.original_context)
     }
 
     /// Divides each frequency by a factor of its own, as files that carry ready factors want.
@@ -112,9 +163,13 @@ impl Rope {
 
     /// Canonical text: equal exactly if all frequencies are.
     pub(crate) fn describe(&self) -> String {
-        let bytes: Vec<u8> = self.inv_freq.iter().flat_map(|f| f.to_le_bytes()).collect();
+        let hash = |inv_freq: &[f32]| xxh3_64(&inv_freq.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<_>>());
         let (kind, n, factor) = (self.kind, self.inv_freq.len(), self.factor);
-        format!("{kind} half-rotated pairs={n} factor={factor} inv_freq={:016x}", xxh3_64(&bytes))
+        let plain = format!("{kind} half-rotated pairs={n} factor={factor} inv_freq={:016x}", hash(&self.inv_freq));
+        match &self.long {
+            None => plain,
+            Some(long) => format!("{plain} above={} inv_freq={:016x}", long.original_context, hash(&long.inv_freq)),
+        }
     }
 }
 
@@ -161,5 +216,21 @@ mod tests {
         assert_eq!(a.describe(), b.describe());
         b.divide(&[1.0, 1.000_001]);
         assert_ne!(a.describe(), b.describe());
+    }
+
+    #[test]
+    fn long_sequences_have_factors_of_their_own() {
+        let factors = LongFactors {
+            short: vec![1.0, 2.0],
+            long: vec![4.0, 8.0],
+            original_context: 32,
+            attention_factor: longrope_attention_factor(16.0, 32),
+        };
+        let rope = Rope::long(4, 10_000.0, &factors);
+        assert_eq!(rope.frequencies(32), [1.0, 0.005]);
+        assert_eq!(rope.frequencies(33), [0.25, 0.001_25]);
+        assert_eq!((rope.factor, longrope_attention_factor(1.0, 32)), (1.8_f64.sqrt() as f32, 1.0));
+        let other = Rope::long(4, 10_000.0, &LongFactors { original_context: 33, ..factors });
+        assert_ne!(rope.describe(), other.describe());
     }
 }
