@@ -2,6 +2,7 @@
 # make demo EXIT=1  the same, then stop
 # make test         everything CI runs: lints, unit tests, end-to-end tests against real processes and a real etcd
 # make storm        the long versions of the end-to-end tests
+# make invariance   CASES random ways of computing, each bit-equal to the plain way
 # make fuzz         each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
 
 SHELL := /bin/sh
@@ -11,13 +12,14 @@ VENV := $(MAKE_DIR)/venv
 ETCD := $(MAKE_DIR)/etcd/etcd
 BUF := $(MAKE_DIR)/node/node_modules/.bin/buf
 FUZZ_SECONDS ?= 60
+CASES ?= 10000
 EXIT ?=
 
 export BATON_BIN = $(CURDIR)/$(BATON)
 export BATON_ETCD = $(CURDIR)/$(ETCD)
 export BATON_DEMO_MODEL = $(shell cat $(MAKE_DIR)/model-path 2>/dev/null)
 
-.PHONY: demo test unit e2e storm lint fmt clippy proto-lint deny doc fuzz build tools model clean
+.PHONY: demo test unit e2e storm invariance lint fmt clippy proto-lint deny doc fuzz build tools model clean
 
 demo: build
 	@$(BATON) demo $(if $(EXIT),--exit)
@@ -30,7 +32,7 @@ test: lint unit e2e
 unit: tools model
 	@$(MAKE) --no-print-directory run-unit
 
-.PHONY: run-unit run-e2e run-storm
+.PHONY: run-unit run-e2e run-storm run-invariance
 run-unit:
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --release --locked --workspace --no-fail-fast; \
@@ -44,6 +46,12 @@ run-e2e:
 
 storm: build tools model
 	@BATON_STORM=1 $(MAKE) --no-print-directory run-e2e
+
+invariance: model
+	@$(MAKE) --no-print-directory run-invariance
+
+run-invariance:
+	BATON_INVARIANCE_CASES=$(CASES) cargo test --release --locked -p engine --test invariance -- --nocapture
 
 lint: fmt clippy proto-lint
 
