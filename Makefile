@@ -6,6 +6,7 @@
 # make bench-contention     the same beside busy loops
 # make bench-instructions   instructions of the hot kernels against the committed counts (needs valgrind);
 #                           make bench-instructions-update writes the counts anew
+# make invariance   CASES random ways of computing, each bit-equal to the plain way
 # make fuzz         each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
 
 SHELL := /bin/sh
@@ -20,14 +21,15 @@ INSTRUCTIONS := kernels/benches/instructions.json
 FUZZ_SECONDS ?= 60
 # e.g. BENCH="--threads 1 --pairs 15"
 BENCH ?=
+CASES ?= 10000
 EXIT ?=
 
 export BATON_BIN = $(CURDIR)/$(BATON)
 export BATON_ETCD = $(CURDIR)/$(ETCD)
 export BATON_DEMO_MODEL = $(shell cat $(MAKE_DIR)/model-path 2>/dev/null)
 
-.PHONY: demo test unit e2e storm lint fmt clippy proto-lint deny doc fuzz build tools model clean
 .PHONY: bench-engine bench-contention bench-instructions bench-instructions-update bench-set-up
+.PHONY: demo test unit e2e storm invariance lint fmt clippy proto-lint deny doc fuzz build tools model clean
 
 demo: build
 	@$(BATON) demo $(if $(EXIT),--exit)
@@ -40,7 +42,7 @@ test: lint unit e2e bench-instructions
 unit: tools model
 	@$(MAKE) --no-print-directory run-unit
 
-.PHONY: run-unit run-e2e run-storm
+.PHONY: run-unit run-e2e run-storm run-invariance
 run-unit:
 	@if cargo nextest --version >/dev/null 2>&1; \
 	then cargo nextest run --release --locked --workspace --no-fail-fast; \
@@ -54,6 +56,12 @@ run-e2e:
 
 storm: build tools model
 	@BATON_STORM=1 $(MAKE) --no-print-directory run-e2e
+
+invariance: model
+	@$(MAKE) --no-print-directory run-invariance
+
+run-invariance:
+	BATON_INVARIANCE_CASES=$(CASES) cargo test --release --locked -p engine --test invariance -- --nocapture
 
 lint: fmt clippy proto-lint
 

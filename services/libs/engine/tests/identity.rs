@@ -1,4 +1,5 @@
-//! A sequence's logits and KV are the same bits however it is cut, batched and computed.
+//! Which rows of logits come back, and what they depend on. That they do not depend on how a sequence is computed is
+//! what `invariance` tries at random.
 
 mod common;
 
@@ -6,7 +7,6 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use engine::{Compute, Engine, EngineConfig, LogitRows, Mask, Slice, offline};
-use kernels::Isa;
 use types::{BlockIdx, TokenId};
 
 use common::{bits, config, dense_cases, open};
@@ -19,13 +19,6 @@ fn models() -> Vec<PathBuf> {
 
 fn prompt(n: usize, seed: u32) -> Vec<TokenId> {
     (0..n as u32).map(|i| (i * i * 7 + i * 13 + seed * 31) % 96).collect()
-}
-
-fn settings(compute: Compute) -> impl Iterator<Item = EngineConfig> {
-    // Threads and instructions do not know of each other: not every pair is tried.
-    let slower = Isa::available().into_iter().filter(|&isa| isa != Isa::detect()).map(|isa| (isa, 2));
-    let all = [1, 2, 3].map(|threads| (Isa::detect(), threads)).into_iter().chain(slower);
-    all.map(move |(isa, threads)| EngineConfig { threads, isa: Some(isa), kv_blocks: 64, ..config(compute) })
 }
 
 /// A sequence with blocks of its own.
@@ -99,59 +92,6 @@ fn alone_of(engine: &mut dyn Engine, tokens: &[TokenId], chunk: usize, max_token
 }
 
 #[test]
-fn chunks_threads_and_instructions_do_not_change_a_bit() {
-    for model in models() {
-        for compute in [Compute::F32, Compute::Auto] {
-            let tokens = prompt(70, 1);
-            let mut first = None;
-            for config in settings(compute) {
-                let mut engine = open(&model, &config);
-                for chunk in [70, 1, 5, 16, 64] {
-                    let found = alone(&mut *engine, &tokens, chunk);
-                    let same = first.get_or_insert_with(|| found.clone()) == &found;
-                    assert!(same, "{} {config:?} chunk {chunk}", model.display());
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn companions_in_the_batch_do_not_change_a_bit() {
-    for model in models() {
-        for compute in [Compute::F32, Compute::Auto] {
-            let mut engine = open(&model, &EngineConfig { threads: 2, kv_blocks: 64, ..config(compute) });
-            let prompts = [prompt(37, 1), prompt(1, 2), prompt(64, 3), prompt(20, 4)];
-            let expected: Vec<_> = prompts.iter().map(|p| alone(&mut *engine, p, p.len())).collect();
-            let n_vocab = engine.model().n_vocab;
-            for rounds in [[1, 1, 1, 1], [7, 1, 64, 3], [37, 1, 16, 2]] {
-                let mut sequences: Vec<_> =
-                    prompts.iter().zip(0..).map(|(p, i)| Sequence::new(&*engine, p.clone(), 10 + 5 * i)).collect();
-                let mut logits = vec![Vec::new(); sequences.len()];
-                while sequences.iter().any(|s| s.done < s.tokens.len()) {
-                    let (mut slices, mut owners) = (Vec::new(), Vec::new());
-                    for (i, sequence) in sequences.iter().enumerate().filter(|(_, s)| s.done < s.tokens.len()) {
-                        slices.push(sequence.next(rounds[i], LogitRows::All));
-                        owners.push((i, slices[slices.len() - 1].tokens.len()));
-                    }
-                    let found = forward(&mut *engine, &slices);
-                    let mut rest = &found[..];
-                    for (i, n) in owners {
-                        let (now, later) = rest.split_at(n * n_vocab);
-                        logits[i].extend_from_slice(now);
-                        sequences[i].done += n;
-                        rest = later;
-                    }
-                }
-                for ((sequence, logits), expected) in sequences.iter().zip(&logits).zip(&expected) {
-                    assert!(bits(logits) == expected.0 && sequence.kv(&*engine) == expected.1, "{}", model.display());
-                }
-            }
-        }
-    }
-}
-
-#[test]
 fn only_wanted_rows_come_back_in_order() {
     for model in models() {
         let mut engine = open(&model, &EngineConfig { kv_blocks: 64, ..config(Compute::Auto) });
@@ -167,35 +107,6 @@ fn only_wanted_rows_come_back_in_order() {
             prompts.iter().zip(0..).map(|(p, i)| Sequence::new(&*engine, p.clone(), 10 + 5 * i)).collect();
         let slices: Vec<_> = sequences.iter().zip(wanted).map(|(s, w)| s.next(99, w)).collect();
         assert_eq!(bits(&forward(&mut *engine, &slices)), expected, "{}", model.display());
-    }
-}
-
-#[test]
-fn a_branch_of_a_tree_equals_the_same_tokens_alone() {
-    for model in models() {
-        let mut engine = open(&model, &EngineConfig { kv_blocks: 64, ..config(Compute::Auto) });
-        let n_vocab = engine.model().n_vocab;
-        for n_before in [13, 16, 30] {
-            let before = prompt(n_before, 1);
-            let tree = prompt(6, 9);
-            let parents = [None, Some(0), None, Some(1), Some(2), Some(3)];
-            let depths = [0, 1, 0, 2, 1, 3];
-            let mut sequence = Sequence::new(&*engine, [&before[..], &tree].concat(), 10);
-            forward(&mut *engine, &[sequence.next(n_before, LogitRows::None)]);
-            sequence.done = n_before;
-            let positions: Vec<_> = depths.iter().map(|d| (n_before + d) as u32).collect();
-            let slice = sequence.next(6, LogitRows::All);
-            let slice = Slice { positions: &positions, mask: Mask::Ancestors(&parents), ..slice };
-            let found = forward(&mut *engine, &[slice]);
-            for branch in [&[0, 1, 3, 5][..], &[2, 4]] {
-                let tokens: Vec<_> = before.iter().copied().chain(branch.iter().map(|&i| tree[i])).collect();
-                let (expected, _) = alone_of(&mut *engine, &tokens, tokens.len(), n_before + 6);
-                for (depth, &i) in branch.iter().enumerate() {
-                    let row = &found[i * n_vocab..(i + 1) * n_vocab];
-                    assert_eq!(bits(row), expected[(n_before + depth) * n_vocab..][..n_vocab], "{}", model.display());
-                }
-            }
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::{Compute, Engine, EngineConfig, ModelSource};
+use engine::{Compute, Engine, EngineConfig, LoadError, ModelSource};
 
 /// The folder with reference data, from `BATON_SHARED` or next to the repository.
 pub(crate) fn shared(what: &str) -> Option<PathBuf> {
@@ -51,8 +51,11 @@ pub(crate) fn config(compute: Compute) -> EngineConfig {
 }
 
 pub(crate) fn open(path: &Path, config: &EngineConfig) -> Box<dyn Engine> {
-    let source = ModelSource::detect(path).unwrap();
-    engine::open(&source, config, &mut |_| ()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    try_open(path, config).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+pub(crate) fn try_open(path: &Path, config: &EngineConfig) -> Result<Box<dyn Engine>, LoadError> {
+    engine::open(&ModelSource::detect(path)?, config, &mut |_| ())
 }
 
 pub(crate) fn file_name(path: &Path) -> String {
