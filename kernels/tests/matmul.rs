@@ -34,6 +34,10 @@ fn check(n_rows: usize, k: usize, parts: &[usize]) {
             pack(&mut cpu, part, k)
         });
         let linear = Linear::new(matrices.collect(), None);
+        let isa = cpu.isa();
+        let mut unpacked = vec![0.0; n_out * k];
+        unpacked.chunks_exact_mut(k).enumerate().for_each(|(o, out)| linear.read_row(isa, o, out));
+        assert_eq!(bits(&unpacked), bits(&weights), "unpacked");
         let out = product(&mut cpu, &linear, &x);
         assert_close(&out, &expected, 2e-6 * (k as f32).sqrt());
         assert_eq!(

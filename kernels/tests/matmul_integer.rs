@@ -45,6 +45,9 @@ fn check(format: QuantFormat, inputs: Inputs, n_rows: usize, k: usize, n_out: us
         let row = |o: usize| &stored[o * row_bytes..(o + 1) * row_bytes];
         let matrix = Matrix::pack_integer(cpu.pool(), format, n_out, k, &row).unwrap();
         let linear = Linear::new(vec![matrix], None).with_inputs(inputs);
+        let (isa, mut unpacked) = (cpu.isa(), vec![0.0; n_out * k]);
+        unpacked.chunks_exact_mut(k).enumerate().for_each(|(o, out)| linear.read_row(isa, o, out));
+        assert_eq!(bits(&unpacked), bits(&weights), "{format:?} unpacked");
         let out = product(&mut cpu, &linear, &x);
         for ((found, expected), size) in out.iter().zip(&expected).zip(&sizes) {
             assert!((found - expected).abs() <= 3e-6 * size, "{format:?}: {found} instead of {expected} of {size}");

@@ -56,6 +56,19 @@ impl FloatStrips {
         }
     }
 
+    /// Writes the weights of output `row`, as many as `out` is long.
+    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
+        fn read<T: Copy>(all: &[T], row: usize, out: &mut [f32], number: impl Fn(T) -> f32) {
+            let strip = &all[row / LANES * out.len() * LANES..][..out.len() * LANES];
+            strip.chunks_exact(LANES).zip(out).for_each(|(lanes, out)| *out = number(lanes[row % LANES]));
+        }
+        match self {
+            Self::F32(all) => read(all, row, out, |w| w),
+            Self::F16(all) => read(all, row, out, f16::to_f32),
+            Self::Bf16(all) => read(all, row, out, bf16::to_f32),
+        }
+    }
+
     /// Memory it takes.
     pub(super) fn n_bytes(&self) -> usize {
         match self {

@@ -1,7 +1,9 @@
 //! Weights, repacked at load so that lanes are outputs.
 
 use super::float::FloatStrips;
-use super::integer::{BLOCK, Inputs, IntegerWeights};
+use super::integer::{BLOCK, Inputs, IntegerWeights, ReadRow};
+use super::lanes::launch;
+use crate::Isa;
 use crate::pool::Pool;
 use crate::quant::QuantFormat;
 
@@ -77,6 +79,19 @@ impl Matrix {
         match &self.weights {
             Weights::Float(strips) => strips.n_bytes(),
             Weights::Integer(panels) => panels.n_bytes(),
+        }
+    }
+
+    /// Writes row `row`, the weights of that output, as the floats that were packed: bit for bit those of
+    /// [`dequantize`](crate::quant::dequantize).
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not `k` long.
+    pub fn read_row(&self, isa: Isa, row: usize, out: &mut [f32]) {
+        assert!(row < self.n_out && out.len() == self.k, "row {row} of {}, {} of {}", self.n_out, out.len(), self.k);
+        match &self.weights {
+            Weights::Float(strips) => strips.read_row(row, out),
+            Weights::Integer(weights) => launch(isa, ReadRow { weights, row, out }),
         }
     }
 
@@ -157,6 +172,21 @@ impl Linear {
     /// Whether weights of this layer take inputs in 16 bits.
     pub(super) fn takes_fine(&self, weights: &IntegerWeights) -> bool {
         self.inputs == Inputs::Fine || weights.needs_fine()
+    }
+
+    /// Writes the weights of output `row`; see [`Matrix::read_row`].
+    ///
+    /// # Panics
+    /// If there is no such output, or `out` is not `k` long.
+    pub fn read_row(&self, isa: Isa, row: usize, out: &mut [f32]) {
+        let mut row = row;
+        for part in &self.parts {
+            if row < part.n_out {
+                return part.read_row(isa, row, out);
+            }
+            row -= part.n_out;
+        }
+        panic!("{row} outputs too far");
     }
 
     pub(super) fn bias(&self) -> Option<&[f32]> {

@@ -9,11 +9,13 @@ mod inputs;
 mod pack;
 mod product;
 mod records;
+mod unpack;
 
 pub use inputs::Inputs;
 pub(super) use inputs::{Norm, QuantizedRows};
 pub(super) use pack::IntegerWeights;
 pub(super) use product::IntegerProduct;
+pub(super) use unpack::ReadRow;
 
 /// Numbers that share a scale.
 pub(super) const BLOCK: usize = 32;

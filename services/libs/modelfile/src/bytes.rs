@@ -1,9 +1,10 @@
 //! The bytes of a file: mapped, or held in memory for tests and fuzzing.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Blame, FileError};
 
@@ -35,6 +36,26 @@ impl FileBytes {
             FileBytes::Memory(bytes) => bytes,
         }
     }
+
+    /// Lets the system take the pages of `range` (inside the file) out of this process; a later read finds them
+    /// again. Only a mapping has pages to give.
+    #[allow(unsafe_code)]
+    pub(crate) fn release(&self, range: Range<usize>) {
+        if let FileBytes::Mapped(map) = self
+            && !range.is_empty()
+        {
+            // SAFETY: the mapping is shared and read-only, so nothing was written that could be lost: the next read
+            // of a page brings the file's bytes back, which `map` relies on not to change.
+            let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+            // A refusal costs memory, nothing else.
+            let _ = released;
+        }
+    }
+
+    /// [`release`](Self::release) of everything.
+    pub(crate) fn release_all(&self) {
+        self.release(0..self.as_slice().len());
+    }
 }
 
 #[allow(unsafe_code)]
@@ -47,12 +68,19 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
+/// Bytes hashed before their pages are given back.
+const DIGEST_STRIDE: usize = 4 << 20;
+
 /// xxh3-128 over the parts in order, each preceded by its length, as 32 hex digits.
-pub(crate) fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
+pub(crate) fn digest(parts: &[FileBytes]) -> String {
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
     for part in parts {
-        hash.update(&(part.len() as u64).to_le_bytes());
-        hash.update(part);
+        let bytes = part.as_slice();
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        for (i, stride) in bytes.chunks(DIGEST_STRIDE).enumerate() {
+            hash.update(stride);
+            part.release(i * DIGEST_STRIDE..i * DIGEST_STRIDE + stride.len());
+        }
     }
     format!("{:032x}", hash.digest128())
 }

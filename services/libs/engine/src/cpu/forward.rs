@@ -2,6 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
+use kernels::Isa;
 use kernels::cpu::{Attention, Cpu, KvRows, Linear, Parts, RopeTable, Rows, Span, Store, Visible};
 use kernels::kv::{KvArena, Pin};
 
@@ -18,7 +19,7 @@ pub(super) fn forward(
 ) -> Result<(), EngineError> {
     let CpuEngine { arena, cpu, network, scratch, .. } = engine;
     let plan = Plan::new(slices, arena);
-    embed(network, slices, scratch, plan.n_rows);
+    embed(network, slices, cpu.isa(), scratch, plan.n_rows);
     rotations(network, slices, cpu, scratch);
     let last = network.layers.len() - 1;
     for (index, layer) in network.layers.iter().enumerate() {
@@ -41,9 +42,9 @@ pub(super) fn forward(
 }
 
 /// Begins the residual stream.
-fn embed(network: &Network, slices: &[Slice<'_>], scratch: &mut Scratch, n_rows: usize) {
+fn embed(network: &Network, slices: &[Slice<'_>], isa: Isa, scratch: &mut Scratch, n_rows: usize) {
     let x = sized(&mut scratch.x, n_rows * network.dim);
-    network.embedding.gather(slices.iter().flat_map(|s| s.tokens.iter().copied()), x);
+    network.embedding.gather(isa, &network.head, slices.iter().flat_map(|s| s.tokens.iter().copied()), x);
     if let Some(scale) = network.embedding_scale {
         x.iter_mut().for_each(|x| *x *= scale);
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use kernels::Isa;
 use kernels::cpu::{Cpu, Heads, Inputs, KvFormat, Linear, Matrix};
 use kernels::kv::KvArena;
-use kernels::quant::{QuantFormat, dequantize};
-use types::{Compatibility, KvElement, KvGeometry, LayerKv, LayerKvKind, PROTOCOL_MAX, PROTOCOL_MIN, TokenId};
+use types::{Compatibility, KvElement, KvGeometry, LayerKv, LayerKvKind, PROTOCOL_MAX, PROTOCOL_MIN};
 
+use crate::cpu::embedding::Embedding;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::{CpuEngine, Layer, Network};
 use crate::model::{LayerConfig, ModelConfig, ModelFiles, Role, Tensor, Weights};
@@ -70,7 +70,10 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn network(&mut self, config: &ModelConfig, heads: Heads) -> Result<Network, LoadError> {
-        let embedding = Embedding::new(&self.weights.matrix(Role::Embedding)?);
+        let embedding = match config.storage.tied {
+            true => Embedding::Tied,
+            false => Embedding::stored(&self.weights.matrix(Role::Embedding)?),
+        };
         let layers = (0..config.layers.len()).map(|l| self.layer(config, l)).collect::<Result<_, _>>()?;
         let final_norm = self.weights.norm(Role::FinalNorm)?;
         let head = self.linear(&[if config.storage.tied { Role::Embedding } else { Role::Head }])?;
@@ -125,6 +128,7 @@ impl Loader<'_> {
         for &role in roles {
             let tensor = self.weights.matrix(role)?;
             parts.push(self.pack(&tensor));
+            self.weights.release();
             // A part without biases has zero ones.
             let part = self.weights.bias(role)?;
             biased |= part.is_some();
@@ -151,27 +155,6 @@ impl Loader<'_> {
         integer
             .or_else(|| Matrix::pack_stored(pool, format, n_out, k, &row))
             .unwrap_or_else(|| Matrix::pack(pool, n_out, k, &|row, out| tensor.read_row(row, out)))
-    }
-}
-
-/// Token embeddings as stored.
-pub(super) struct Embedding {
-    format: QuantFormat,
-    dim: usize,
-    bytes: Vec<u8>,
-}
-
-impl Embedding {
-    fn new(tensor: &Tensor<'_>) -> Self {
-        Self { format: tensor.format, dim: tensor.k, bytes: tensor.data().to_vec() }
-    }
-
-    /// Writes the tokens' rows one after the other.
-    pub(super) fn gather(&self, tokens: impl Iterator<Item = TokenId>, out: &mut [f32]) {
-        let row_bytes = self.format.bytes_of(self.dim);
-        for (token, out) in tokens.zip(out.chunks_exact_mut(self.dim)) {
-            dequantize(self.format, &self.bytes[token as usize * row_bytes..][..row_bytes], out);
-        }
     }
 }
 
@@ -219,6 +202,6 @@ fn model_info(
             drafter: String::new(),
             numerics: format!("cpu/{}", settings.compute.as_str()),
         },
-        weight_bytes: (weight_bytes + network.embedding.bytes.len() + network.head.n_bytes()) as u64,
+        weight_bytes: (weight_bytes + network.embedding.n_bytes() + network.head.n_bytes()) as u64,
     }
 }

@@ -1,5 +1,6 @@
 //! The CPU engine: a dense decoder over packed weights.
 
+mod embedding;
 mod forward;
 mod load;
 mod scratch;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use kernels::cpu::{Activation, Cpu, Heads, Linear};
 use kernels::kv::KvArena;
 
-use crate::cpu::load::Embedding;
+use crate::cpu::embedding::Embedding;
 use crate::cpu::scratch::Scratch;
 use crate::model::Rope;
 use crate::{Engine, EngineConfig, EngineError, LoadError, LoadProgress, ModelInfo, ModelSource, Slice, step};

@@ -43,6 +43,14 @@ impl ModelFiles {
         }
     }
 
+    /// Gives back the memory of what has been read so far.
+    pub(crate) fn release(&self) {
+        match self {
+            Self::HuggingFace(files) => files.release(),
+            Self::Gguf(file) => file.release(),
+        }
+    }
+
     fn tensor(&self, name: &str) -> Result<TensorView<'_>, LoadError> {
         if !self.has(name) {
             return Err(LoadError::MissingTensor { name: name.to_owned() });
@@ -158,6 +166,11 @@ impl<'a> Weights<'a> {
     /// Formats of the matrices given out, e.g. `q4_1+q8_0`.
     pub(crate) fn formats(&self) -> String {
         self.formats.borrow().iter().map(|f| f.to_lowercase()).collect::<Vec<_>>().join("+")
+    }
+
+    /// Gives back the memory of tensors that have been read.
+    pub(crate) fn release(&self) {
+        self.files.release();
     }
 
     /// # Errors

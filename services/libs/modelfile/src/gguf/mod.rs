@@ -85,7 +85,13 @@ impl Gguf {
     /// Identity of the file's contents, as 32 hex digits: xxh3-128 of all its bytes. It tells files
     /// apart; it is no defence against somebody who makes two files collide on purpose.
     pub fn digest(&self) -> String {
-        digest(self.bytes.iter().map(FileBytes::as_slice))
+        digest(&self.bytes)
+    }
+
+    /// Gives back the pages of the file that this process has read: they no longer count as its memory, and come
+    /// back when they are read again.
+    pub fn release(&self) {
+        self.bytes[0].release_all();
     }
 
     /// Size of the file in bytes.

@@ -102,7 +102,13 @@ impl SafeTensors {
     /// Identity of the contents, as 32 hex digits: xxh3-128 of all bytes of all files, in order. It
     /// tells models apart; it is no defence against somebody who makes two collide on purpose.
     pub fn digest(&self) -> String {
-        digest(self.parts.iter().map(FileBytes::as_slice))
+        digest(&self.parts)
+    }
+
+    /// Gives back the pages of the files that this process has read: they no longer count as its memory, and come
+    /// back when they are read again.
+    pub fn release(&self) {
+        self.parts.iter().for_each(FileBytes::release_all);
     }
 
     /// Size of all files in bytes.
