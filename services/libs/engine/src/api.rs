@@ -106,6 +106,8 @@ pub struct ModelInfo {
     pub compatibility: Compatibility,
     /// Memory that the weights take.
     pub weight_bytes: u64,
+    /// What computes, for people: `cpu/` and the instruction level. It decides the speed, never the bits.
+    pub device: String,
 }
 
 /// Why a step was not computed.

@@ -45,7 +45,7 @@ pub(super) fn load(
     let quantization = weights.formats();
     weights.finish()?;
     let arena = Arc::new(KvArena::with_cells(&cells, settings.kv_blocks, settings.block_tokens)?);
-    let model = Arc::new(model_info(&config, settings, &heads, &network, &digest, quantization));
+    let model = Arc::new(model_info(&config, settings, &heads, &network, &digest, quantization, cpu.isa()));
     Ok(CpuEngine { model, arena, cpu, network, scratch: Scratch::default() })
 }
 
@@ -165,6 +165,7 @@ fn model_info(
     network: &Network,
     file_digest: &str,
     quantization: String,
+    isa: Isa,
 ) -> ModelInfo {
     let kind = LayerKvKind::Grouped { n_kv_heads: heads.n_kv as u32, head_dim: heads.head_dim as u32 };
     let element = match heads.format {
@@ -200,8 +201,9 @@ fn model_info(
             quantization,
             adapters: Vec::new(),
             drafter: String::new(),
-            numerics: format!("cpu/{}", settings.compute.as_str()),
+            numerics: format!("{}/{}", kernels::NUMERICS, settings.compute.as_str()),
         },
         weight_bytes: (weight_bytes + network.embedding.n_bytes() + network.head.n_bytes()) as u64,
+        device: format!("cpu/{isa}"),
     }
 }
