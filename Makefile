@@ -2,6 +2,7 @@
 # make demo EXIT=1  the same, then stop
 # make test         everything CI runs: lints, unit tests, end-to-end tests against real processes and a real etcd
 # make storm        the long versions of the end-to-end tests
+# make bench-split  throughput of split deployments against one process, as JSON
 # make fuzz         each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
 
 SHELL := /bin/sh
@@ -17,7 +18,7 @@ export BATON_BIN = $(CURDIR)/$(BATON)
 export BATON_ETCD = $(CURDIR)/$(ETCD)
 export BATON_DEMO_MODEL = $(shell cat $(MAKE_DIR)/model-path 2>/dev/null)
 
-.PHONY: demo test unit e2e storm lint fmt clippy proto-lint deny doc fuzz build tools model clean
+.PHONY: demo test unit e2e storm bench-split lint fmt clippy proto-lint deny doc fuzz build tools model clean
 
 demo: build
 	@$(BATON) demo $(if $(EXIT),--exit)
@@ -44,6 +45,9 @@ run-e2e:
 
 storm: build tools model
 	@BATON_STORM=1 $(MAKE) --no-print-directory run-e2e
+
+bench-split: build tools model
+	@$(VENV)/bin/python tools/bench_split.py
 
 lint: fmt clippy proto-lint
 

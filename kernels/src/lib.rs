@@ -13,6 +13,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod affinity;
 pub mod cpu;
 pub mod isa;
 pub mod kv;

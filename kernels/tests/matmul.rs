@@ -90,6 +90,13 @@ fn pack_both(cpu: &mut Cpu, format: QuantFormat, bytes: &[u8], k: usize) -> [Lin
     let stored = Matrix::pack_stored(cpu.pool(), format, n_out, k, &row).unwrap();
     let widened = Matrix::pack(cpu.pool(), n_out, k, &|o, out| dequantize(format, row(o), out));
     assert_eq!(2 * stored.n_bytes(), widened.n_bytes());
+    let mut numbers = vec![0.0; k];
+    for o in 0..n_out {
+        stored.read_row(cpu.isa(), o, &mut numbers);
+        let mut expected = vec![0.0; k];
+        dequantize(format, row(o), &mut expected);
+        assert_eq!(bits(&numbers), bits(&expected));
+    }
     [stored, widened].map(|matrix| Linear::new(vec![matrix], None))
 }
 

@@ -35,13 +35,15 @@ pub(crate) fn open(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn E
 
 fn open_cpu(model: &Model, args: &EngineArgs) -> anyhow::Result<Box<dyn Engine>> {
     let source = ModelSource::detect(&model.path)?;
+    let threads = args.threads.or(args.pin.n_cores()).unwrap_or_else(bootstrap::cpu_count);
     let config = EngineConfig {
         name: model.name.clone(),
         compute: match args.compute {
             ComputeKind::F32 => Compute::F32,
             ComputeKind::Auto => Compute::Auto,
         },
-        threads: args.threads.unwrap_or_else(bootstrap::cpu_count),
+        threads,
+        cores: args.pin.cores(threads)?,
         kv_blocks: args.kv_blocks,
         isa: isa()?,
         ..EngineConfig::default()

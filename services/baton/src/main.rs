@@ -6,6 +6,7 @@
 mod chat;
 mod cli;
 mod cluster;
+mod cores;
 mod demo;
 mod doctor;
 mod engines;

@@ -31,7 +31,9 @@ pub(super) fn load(
     let ModelConfig { n_q, n_kv, head_dim, .. } = config;
     let heads = Heads { n_q, n_kv, head_dim, format, block_tokens: settings.block_tokens };
     let cells = vec![heads.cell_shape(); config.layers.len()];
-    let cpu = Cpu::new(settings.threads, settings.isa.unwrap_or_else(Isa::detect));
+    let isa = settings.isa.unwrap_or_else(Isa::detect);
+    let cpu =
+        if settings.cores.is_empty() { Cpu::new(settings.threads, isa) } else { Cpu::pinned(&settings.cores, isa)? };
     let weights = Weights::new(&files, &config);
     let total = files.tensor_bytes();
     let mut loader = Loader { cpu, compute: settings.compute, weights, done: 0, total, progress };
@@ -55,6 +57,11 @@ fn validate(settings: &EngineConfig) -> Result<(), LoadError> {
         if value == 0 || value > max { Err(LoadError::Settings { field, reason }) } else { Ok(()) }
     };
     check("threads", settings.threads, kernels::pool::THREADS_MAX)?;
+    let n_cores = settings.cores.len();
+    if n_cores > 0 && n_cores != settings.threads {
+        let reason = format!("{n_cores} for {} threads, must be one each", settings.threads);
+        return Err(LoadError::Settings { field: "cores", reason });
+    }
     check("kv_blocks", settings.kv_blocks, 1 << 30)?;
     check("block_tokens", settings.block_tokens, BLOCK_TOKENS_MAX)
 }
