@@ -3,6 +3,7 @@
 # make test         everything CI runs: lints, unit tests, end-to-end tests against real processes and a real etcd
 # make storm        the long versions of the end-to-end tests
 # make bench-split  throughput of split deployments against one process, as JSON
+# make arm          kernels for 64-bit Arm: compiled, and their operations run in an emulator
 # make fuzz         each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
 
 SHELL := /bin/sh
@@ -18,7 +19,7 @@ export BATON_BIN = $(CURDIR)/$(BATON)
 export BATON_ETCD = $(CURDIR)/$(ETCD)
 export BATON_DEMO_MODEL = $(shell cat $(MAKE_DIR)/model-path 2>/dev/null)
 
-.PHONY: demo test unit e2e storm bench-split lint fmt clippy proto-lint deny doc fuzz build tools model clean
+.PHONY: demo test unit e2e storm bench-split arm lint fmt clippy proto-lint deny doc fuzz build tools model clean
 
 demo: build
 	@$(BATON) demo $(if $(EXIT),--exit)
@@ -26,7 +27,7 @@ demo: build
 build:
 	cargo build --release --locked -p baton
 
-test: lint unit e2e
+test: lint unit e2e arm
 
 unit: tools model
 	@$(MAKE) --no-print-directory run-unit
@@ -48,6 +49,9 @@ storm: build tools model
 
 bench-split: build tools model
 	@$(VENV)/bin/python tools/bench_split.py
+
+arm:
+	sh tools/arm.sh $(CURDIR)/$(MAKE_DIR)/arm
 
 lint: fmt clippy proto-lint
 
