@@ -53,7 +53,7 @@ impl Cpu {
     /// # Errors
     /// [`PinError`] if a thread cannot be bound.
     pub fn pinned(cores: &[usize], isa: Isa) -> Result<Self, PinError> {
-        Ok(Self { pool: Pool::pinned(cores)?, isa, quantized: QuantizedRows::default() })
+        Ok(Self { pool: Pool::pinned(cores)?, ..Self::new(1, isa) })
     }
 
     /// The threads, for work that is no operation of this module.

@@ -59,7 +59,7 @@ impl ReadRow<'_> {
 fn code<L: Lanes, R: Record>(l: L, codes: L::B, i: usize) -> L::I {
     let none = l.splat_i32(0);
     if R::SIGNED {
-        let pairs = if i % 2 == 0 { l.even_signed(codes) } else { l.odd_signed(codes) };
+        let pairs = if i.is_multiple_of(2) { l.even_signed(codes) } else { l.odd_signed(codes) };
         l.dot_pairs(none, pairs, 1 << (16 * (i / 2)))
     } else {
         l.dot(none, codes, 1 << (8 * i))
