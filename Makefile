@@ -7,6 +7,8 @@
 # make bench-instructions   instructions of the hot kernels against the committed counts (needs valgrind);
 #                           make bench-instructions-update writes the counts anew
 # make invariance   CASES random ways of computing, each bit-equal to the plain way
+# make bench-split  throughput of split deployments against one process, as JSON
+# make arm          kernels for 64-bit Arm: compiled, and their operations run in an emulator
 # make fuzz         each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
 
 SHELL := /bin/sh
@@ -29,7 +31,7 @@ export BATON_ETCD = $(CURDIR)/$(ETCD)
 export BATON_DEMO_MODEL = $(shell cat $(MAKE_DIR)/model-path 2>/dev/null)
 
 .PHONY: bench-engine bench-contention bench-instructions bench-instructions-update bench-set-up
-.PHONY: demo test unit e2e storm invariance lint fmt clippy proto-lint deny doc fuzz build tools model clean
+.PHONY: demo test unit e2e storm invariance bench-split arm lint fmt clippy proto-lint deny doc fuzz build tools model clean
 
 demo: build
 	@$(BATON) demo $(if $(EXIT),--exit)
@@ -37,7 +39,7 @@ demo: build
 build:
 	cargo build --release --locked -p baton
 
-test: lint unit e2e bench-instructions
+test: lint unit e2e arm bench-instructions
 
 unit: tools model
 	@$(MAKE) --no-print-directory run-unit
@@ -62,6 +64,12 @@ invariance: model
 
 run-invariance:
 	BATON_INVARIANCE_CASES=$(CASES) cargo test --release --locked -p engine --test invariance -- --nocapture
+
+bench-split: build tools model
+	@$(VENV)/bin/python tools/bench_split.py
+
+arm:
+	sh tools/arm.sh $(CURDIR)/$(MAKE_DIR)/arm
 
 lint: fmt clippy proto-lint
 

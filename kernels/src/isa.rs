@@ -9,6 +9,8 @@ pub struct Isa(Level);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Level {
     Scalar,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
@@ -19,7 +21,7 @@ pub(crate) enum Level {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum IsaError {
     /// Not one of the names.
-    #[error("unknown instruction level {0:?}, expected scalar, avx2 or avx512")]
+    #[error("unknown instruction level {0:?}, expected scalar, neon, avx2 or avx512")]
     Unknown(String),
     /// The machine cannot run it.
     #[error("this machine cannot run instruction level {0}")]
@@ -39,6 +41,8 @@ impl Isa {
     pub fn available() -> Vec<Self> {
         #[allow(unused_mut, reason = "other machines add nothing")]
         let mut found = vec![Self::SCALAR];
+        #[cfg(target_arch = "aarch64")]
+        found.push(Self(Level::Neon));
         #[cfg(target_arch = "x86_64")]
         {
             if has_avx2() {
@@ -51,12 +55,12 @@ impl Isa {
         found
     }
 
-    /// The level of that name: `scalar`, `avx2` (with FMA and F16C) or `avx512` (with BW, DQ, VL and VNNI).
+    /// The level of that name: `scalar`, `neon`, `avx2` (with FMA and F16C) or `avx512` (with BW, DQ, VL and VNNI).
     ///
     /// # Errors
     /// [`IsaError`] if there is no such level or the machine lacks it.
     pub fn named(name: &str) -> Result<Self, IsaError> {
-        let known = ["scalar", "avx2", "avx512"].into_iter().find(|&n| n == name);
+        let known = ["scalar", "neon", "avx2", "avx512"].into_iter().find(|&n| n == name);
         let known = known.ok_or_else(|| IsaError::Unknown(name.to_owned()))?;
         Self::available().into_iter().find(|isa| isa.name() == known).ok_or(IsaError::Missing(known))
     }
@@ -65,6 +69,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "neon",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -106,7 +112,9 @@ mod tests {
         for isa in Isa::available() {
             assert_eq!(Isa::named(isa.name()), Ok(isa));
         }
-        assert_eq!(Isa::named("neon"), Err(IsaError::Unknown("neon".into())));
+        assert_eq!(Isa::named("mmx"), Err(IsaError::Unknown("mmx".into())));
+        let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+        assert_eq!(Isa::named(foreign), Err(IsaError::Missing(foreign)));
         assert!(Isa::available().contains(&Isa::SCALAR));
         assert!(Isa::detect() >= Isa::SCALAR);
     }

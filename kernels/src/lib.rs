@@ -13,6 +13,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod affinity;
 pub mod cpu;
 pub mod isa;
 pub mod kv;
@@ -22,3 +23,7 @@ pub mod quant;
 pub mod reference;
 
 pub use isa::{Isa, IsaError};
+
+/// Name and version of this crate's arithmetic. Equal names mean equal bits, on every machine and instruction level;
+/// whoever changes a result's bits raises the number, so that a cluster in which both run knows.
+pub const NUMERICS: &str = "cpu-1";

@@ -8,9 +8,11 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use crate::affinity::{PinError, pin_thread};
 
 /// How long a thread looks for work, or for the others' end, before it sleeps.
 const SPIN: Duration = Duration::from_micros(40);
@@ -22,6 +24,8 @@ pub const THREADS_MAX: usize = 256;
 pub struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    /// The caller's core, if threads are bound to cores.
+    caller_core: Option<usize>,
 }
 
 /// The state word: helpers inside the job (low 16 bits), whether more may enter, whether all must end, and a
@@ -68,14 +72,40 @@ impl Pool {
             work: Condvar::new(),
             ended: Condvar::new(),
         });
-        let helpers = (1..n_threads.clamp(1, THREADS_MAX))
-            .map(|i| {
-                let shared = shared.clone();
-                let thread = std::thread::Builder::new().name(format!("kernel-{i}"));
-                thread.spawn(move || shared.help()).expect("the system gives a thread at start")
-            })
-            .collect();
-        Self { shared, helpers }
+        let helpers = (1..n_threads.clamp(1, THREADS_MAX)).map(|i| spawn(i, shared.clone(), || ())).collect();
+        Self { shared, helpers, caller_core: None }
+    }
+
+    /// A pool of as many threads as there are `cores`, at most [`THREADS_MAX`], each bound to one of them. The caller's
+    /// is the first: it binds itself by [`bind_caller`](Self::bind_caller).
+    ///
+    /// # Errors
+    /// [`PinError`] if a thread cannot be bound.
+    ///
+    /// # Panics
+    /// If the system refuses a thread.
+    pub fn pinned(cores: &[usize]) -> Result<Self, PinError> {
+        let mut pool = Self::new(1);
+        let (say, hear) = mpsc::channel();
+        for (i, &core) in cores.iter().enumerate().take(THREADS_MAX).skip(1) {
+            let say = say.clone();
+            // The pool lives as long as it listens: a helper is heard.
+            let bind = move || drop(say.send(pin_thread(core)));
+            pool.helpers.push(spawn(i, pool.shared.clone(), bind));
+        }
+        drop(say);
+        hear.iter().collect::<Result<(), PinError>>()?;
+        pool.caller_core = cores.first().copied();
+        Ok(pool)
+    }
+
+    /// Binds the calling thread, which is to be the one that calls [`run`](Self::run), to its core, if the pool is
+    /// bound to cores.
+    ///
+    /// # Errors
+    /// [`PinError`] if it cannot be bound.
+    pub fn bind_caller(&self) -> Result<(), PinError> {
+        self.caller_core.map_or(Ok(()), pin_thread)
     }
 
     /// Threads, the caller's own included.
@@ -144,6 +174,16 @@ impl Drop for Pool {
             let _ = helper.join();
         }
     }
+}
+
+/// A helper that does `first`, then works for the pool.
+fn spawn(i: usize, shared: Arc<Shared>, first: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let thread = std::thread::Builder::new().name(format!("kernel-{i}"));
+    let life = move || {
+        first();
+        shared.help();
+    };
+    thread.spawn(life).expect("the system gives a thread at start")
 }
 
 /// Closes the job and waits until nobody is inside.
@@ -304,6 +344,34 @@ mod tests {
                 assert_eq!(sum.into_inner(), n);
             }
         }
+    }
+
+    #[test]
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn pinned_threads_run_on_their_cores() {
+        use crate::affinity::allowed_cores;
+        let cores = allowed_cores().unwrap();
+        let seen = std::thread::spawn(move || {
+            let mut pool = Pool::pinned(&cores).unwrap();
+            assert_eq!(pool.n_threads(), cores.len());
+            pool.bind_caller().unwrap();
+            let seen = Mutex::new(std::collections::BTreeSet::new());
+            // Until each thread had its turn.
+            for _ in 0..10_000 {
+                pool.run(64, &|_| {
+                    let mine = allowed_cores().unwrap();
+                    assert_eq!(mine.len(), 1);
+                    seen.lock().unwrap().insert(mine[0]);
+                });
+                if seen.lock().unwrap().len() == cores.len() {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            assert_eq!(seen.into_inner().unwrap().into_iter().collect::<Vec<_>>(), cores);
+        });
+        seen.join().unwrap();
+        assert_eq!(Pool::pinned(&[0, usize::MAX]).err().unwrap().core, usize::MAX);
     }
 
     #[test]

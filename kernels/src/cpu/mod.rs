@@ -19,6 +19,7 @@ mod rope;
 mod softcap;
 
 use crate::Isa;
+use crate::affinity::PinError;
 use crate::kv::CellShape;
 use crate::pool::Pool;
 
@@ -46,6 +47,14 @@ impl Cpu {
     /// `n_threads` threads, the caller's own included.
     pub fn new(n_threads: usize, isa: Isa) -> Self {
         Self { pool: Pool::new(n_threads), isa, quantized: QuantizedRows::default(), normed: Vec::new() }
+    }
+
+    /// As many threads as there are `cores`, each bound to one of them; see [`Pool::pinned`].
+    ///
+    /// # Errors
+    /// [`PinError`] if a thread cannot be bound.
+    pub fn pinned(cores: &[usize], isa: Isa) -> Result<Self, PinError> {
+        Ok(Self { pool: Pool::pinned(cores)?, ..Self::new(1, isa) })
     }
 
     /// The threads, for work that is no operation of this module.

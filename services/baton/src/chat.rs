@@ -5,8 +5,8 @@ use std::io::{IsTerminal as _, Write as _};
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use rpc::inference::{
-    CallMeta, ChatMessage, GenerateCall, GenerationOptions, InferenceApi as _, InferenceClient, InferenceEvent, Input,
-    StreamEnd,
+    CallMeta, ChatMessage, Continuity, GenerateCall, GenerationOptions, InferenceApi as _, InferenceClient,
+    InferenceEvent, Input, StreamEnd,
 };
 
 use crate::cli::ChatArgs;
@@ -111,6 +111,9 @@ fn timeline(end: &StreamEnd, first_token: std::time::Duration, total: std::time:
             line.prefill_worker, line.decode_worker, line.kv_bytes, line.transport
         ));
     }
+    if line.continuity == Continuity::Equivalent {
+        out.push_str("  workers of unequal numerics took part: the answer is equivalent, not identical\n");
+    }
     out
 }
 
@@ -129,6 +132,7 @@ fn json(text: &str, end: &StreamEnd) -> serde_json::Value {
         "decode_worker": end.timeline.decode_worker,
         "kv_bytes": end.timeline.kv_bytes,
         "transport": end.timeline.transport,
+        "continuity": end.timeline.continuity.as_str(),
     })
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArgs;
+use crate::cores::PinArg;
 
 /// Commands whose flags may also come from a file and the environment.
 pub(crate) const ROLES: [&str; 3] = ["router", "prefill", "decode"];
@@ -97,6 +98,10 @@ pub(crate) struct EngineArgs {
     /// Threads of each worker's engine [default: the machine's cores divided among the workers]
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+    /// Bind threads to cores: `off`, `on` (those this process may use), or a list such as 0-3,8. Each worker of
+    /// `baton up` gets cores of its own
+    #[arg(long, default_value = "off")]
+    pub(crate) pin: PinArg,
     /// Blocks in each worker's KV pool; memory is touched as blocks are first used
     #[arg(long, default_value_t = 2048)]
     pub(crate) kv_blocks: usize,

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use serde::Serialize;
 
 use crate::cli::{DoctorArgs, EngineArgs, ModelArgs};
+use crate::cores::show;
 use crate::engines::{self, Model};
 
 /// One finding.
@@ -32,7 +33,7 @@ impl Finding {
 
 #[allow(clippy::print_stdout, reason = "the command's answer")]
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let mut findings = vec![processor(), memory()];
+    let mut findings = vec![processor(), pinning(), memory()];
     findings.extend([8000, 50051, 9090, 7100].map(port));
     findings.push(model(args.model.as_deref().unwrap_or(crate::model::DEMO), args.model.is_some()));
     if let Some(url) = &args.registry {
@@ -52,7 +53,21 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 
 fn processor() -> Finding {
     let isa = engine::Isa::detect();
-    Finding::ok("processor", format!("{} cores usable, instruction level {isa}", bootstrap::cpu_count()))
+    let quota = bootstrap::cpu_quota().map_or_else(|| "no quota".to_owned(), |n| format!("a quota of {n:.2} of them"));
+    let text = format!("{} cores usable, {quota}, instruction level {isa}", bootstrap::cpu_count());
+    Finding::ok("processor", text)
+}
+
+/// Whether threads could be bound to cores.
+fn pinning() -> Finding {
+    match engine::affinity::allowed_cores() {
+        Ok(cores) => {
+            let text =
+                format!("threads float unless --pin binds them; {} cores to bind to: {}", cores.len(), show(&cores));
+            Finding::ok("pinning", text)
+        }
+        Err(error) => Finding::note("pinning", format!("threads cannot be bound to cores here: {error}")),
+    }
 }
 
 /// Memory that can be had now, from the kernel's own estimate.

@@ -39,10 +39,12 @@ pub(crate) fn open_cpu(model: &Model, args: &EngineArgs) -> anyhow::Result<(CpuE
     args.validate()?;
     let source = ModelSource::detect(&model.path)?;
     let isa = isa()?;
+    let threads = args.threads.or(args.pin.n_cores()).unwrap_or_else(bootstrap::cpu_count);
     let config = EngineConfig {
         name: model.name.clone(),
         compute: compute(args.compute),
-        threads: args.threads.unwrap_or_else(bootstrap::cpu_count),
+        threads,
+        cores: args.pin.cores(threads)?,
         kv_blocks: args.kv_blocks,
         isa: Some(isa),
         ..EngineConfig::default()

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod cli;
 mod cluster;
+mod cores;
 mod demo;
 mod doctor;
 mod engines;

@@ -19,7 +19,7 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
                     "reason": m.reason, "model": m.model, "rpc": m.rpc_address, "kv": m.kv_address,
                     "admin": m.admin_address, "running": m.n_running, "waiting": m.n_waiting,
                     "blocks_total": m.blocks_total, "blocks_free": m.blocks_free,
-                    "transport": m.transport, "numerics": m.numerics,
+                    "transport": m.transport, "numerics": m.numerics, "device": m.device,
                 })
             })
             .collect();
@@ -39,12 +39,12 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
         state.n_requests
     );
     println!(
-        "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<9} address",
-        "worker", "role", "health", "running", "waiting", "blocks free", "transport"
+        "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<9} {:<11} {:<10} address",
+        "worker", "role", "health", "running", "waiting", "blocks free", "transport", "numerics", "device"
     );
     for m in &state.members {
         println!(
-            "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<9} {} {}",
+            "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<9} {:<11} {:<10} {} {}",
             m.worker.id.as_str(),
             m.role,
             m.health,
@@ -52,6 +52,8 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
             m.n_waiting,
             format!("{}/{}", m.blocks_free, m.blocks_total),
             m.transport,
+            m.numerics,
+            m.device,
             m.rpc_address,
             m.reason
         );

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::{EngineArgs, UpArgs};
 use crate::cluster::{ChildRecord, ClusterFile};
+use crate::cores::{PinArg, Workers};
 use crate::engines::Model;
 use crate::roles::say_ready;
 use crate::supervise::{ChildSpec, Supervisor};
@@ -61,7 +62,7 @@ impl Cluster {
             "memory" => serve_memory_registry(&stop).await?,
             url => url.to_owned(),
         };
-        for spec in children(&args, &model, &registry) {
+        for spec in children(&args, &model, &registry)? {
             supervisor.spawn(spec);
         }
         let cluster = Self { file, supervisor, stop, http: args.http, grpc: args.grpc };
@@ -183,9 +184,16 @@ async fn serve_memory_registry(stop: &CancellationToken) -> anyhow::Result<Strin
     Ok(format!("etcd://{address}"))
 }
 
-fn children(args: &UpArgs, model: &Model, registry: &str) -> Vec<ChildSpec> {
-    let n_workers = args.prefill + args.decode;
-    let threads = args.engine.threads.unwrap_or_else(|| (bootstrap::cpu_count() / n_workers).max(1));
+/// What to start.
+///
+/// # Errors
+/// If threads are to be bound to cores and there are fewer of these.
+fn children(args: &UpArgs, model: &Model, registry: &str) -> anyhow::Result<Vec<ChildSpec>> {
+    let workers = Workers { prefill: args.prefill, decode: args.decode };
+    let share = workers.threads(args.engine.pin.n_cores().unwrap_or_else(bootstrap::cpu_count));
+    let (prefill, decode) = args.engine.threads.map_or(share, |threads| (threads, threads));
+    let cores = args.engine.pin.cores(args.prefill * prefill + args.decode * decode)?;
+    let mut cores = cores.as_slice();
     let common = |role: &'static str, index: usize, flags: Vec<(&str, String)>| {
         let id = format!("{role}-{index}");
         let mut list = vec![role.to_owned(), "--exit-on-stdin-eof".to_owned()];
@@ -208,14 +216,18 @@ fn children(args: &UpArgs, model: &Model, registry: &str) -> Vec<ChildSpec> {
             vec![("--http", address(args.http)), ("--grpc", address(args.grpc)), ("--admin", address(args.admin))];
         specs.push(common("router", index, flags));
     }
-    for (role, count) in [("prefill", args.prefill), ("decode", args.decode)] {
+    for (role, count, threads) in [("prefill", args.prefill, prefill), ("decode", args.decode, decode)] {
         for index in 0..count {
+            let (own, rest) = cores.split_at(threads.min(cores.len()));
+            cores = rest;
             let mut flags = vec![("--grpc", any()), ("--kv", any()), ("--admin", any())];
             flags.extend(engine_flags(&args.engine, threads));
+            let pin = if own.is_empty() { PinArg::Off } else { PinArg::Cores(own.to_vec()) };
+            flags.push(("--pin", pin.to_string()));
             specs.push(common(role, index, flags));
         }
     }
-    specs
+    Ok(specs)
 }
 
 fn engine_flags(engine: &EngineArgs, threads: usize) -> Vec<(&'static str, String)> {

@@ -135,10 +135,10 @@ impl Cluster {
         self.lock().fingerprint.clone()
     }
 
-    /// Decode workers for `work`, best first.
-    pub(crate) fn decodes(&self, work: Work, avoid: &[WorkerRef]) -> Vec<Worker> {
+    /// Decode workers for `work`, best first; `begun`: numerics of the part of the answer that was sent.
+    pub(crate) fn decodes(&self, work: Work, avoid: &[WorkerRef], begun: Option<&str>) -> Vec<Worker> {
         let state = self.lock();
-        let infos = state.table.decodes(work, avoid, self.now());
+        let infos = state.table.decodes(work, avoid, begun, self.now());
         infos.into_iter().filter_map(|info| state.worker(info)).collect()
     }
 
@@ -235,6 +235,7 @@ fn worker_info(registered: &Registered) -> Option<WorkerInfo> {
         admin_address: member.admin_address.clone(),
         max_context: member.max_context,
         compatibility: member.compatibility.clone(),
+        device: member.device.clone(),
         draining: member.draining,
     })
 }

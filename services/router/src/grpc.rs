@@ -80,6 +80,7 @@ impl InferenceApi for Grpc {
                 blocks_free: load.blocks_free,
                 transport: if info.kv_address.is_empty() { String::new() } else { "grpc".into() },
                 numerics: info.compatibility.as_ref().map(|c| c.numerics.clone()).unwrap_or_default(),
+                device: info.device.clone(),
                 reason: state.reason,
             }
         });

@@ -120,6 +120,7 @@ fn member(config: &Config, ports: Ports) -> Member {
         model: config.model_name.clone(),
         max_context: 0,
         compatibility: None,
+        device: String::new(),
         draining: false,
     }
 }

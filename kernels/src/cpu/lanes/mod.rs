@@ -3,6 +3,8 @@
 //! Kernels are written once, over [`Lanes`]. Every operation gives the same bits on every level: each is either a
 //! single correctly rounded IEEE operation per lane, or a fixed sequence of such.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
@@ -115,6 +117,8 @@ pub(crate) trait Kernel {
 pub(crate) fn launch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa.level() {
         Level::Scalar => kernel.run(scalar::Scalar),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::launch(kernel),
         // SAFETY: an `Isa` of this level exists only if the machine has avx2, fma and f16c (`Isa::available`).
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::launch(kernel) },

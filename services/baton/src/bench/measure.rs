@@ -167,5 +167,7 @@ fn slice<'a>(
     blocks: &'a [BlockIdx],
     logits: LogitRows,
 ) -> Slice<'a> {
-    Slice { tokens, positions, first_row: first_row as u32, blocks, mask: Mask::Causal, logits }
+    // No sequence here ends of itself.
+    let max_tokens = u32::MAX;
+    Slice { tokens, positions, max_tokens, first_row: first_row as u32, blocks, mask: Mask::Causal, logits }
 }

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod config;
+mod cores;
 pub mod env;
 pub mod logging;
 pub mod metrics;
@@ -15,10 +16,6 @@ mod runtime;
 
 pub use admin::{AdminHooks, AdminServer};
 pub use config::{ConfigError, load};
+pub use cores::{cpu_count, cpu_quota};
 pub use metrics::Metrics;
 pub use runtime::{Announcement, Ports, Runtime, shutdown_signal};
-
-/// Processors this process may use: affinity and cgroup quota respected, at least 1.
-pub fn cpu_count() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use kernels::affinity::PinError;
 use kernels::kv::{ArenaError, KvArena};
 use types::{BlockIdx, Compatibility, TokenId};
 
@@ -31,6 +32,15 @@ pub trait Engine: Send {
         logits: &mut Vec<f32>,
         on_layer: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<(), EngineError>;
+
+    /// Binds the calling thread, which is to be the one that calls [`forward`](Self::forward), to its core, if this
+    /// engine's threads are bound to cores.
+    ///
+    /// # Errors
+    /// [`PinError`] if it cannot be bound; the engine works all the same.
+    fn bind_thread(&mut self) -> Result<(), PinError> {
+        Ok(())
+    }
 }
 
 /// Consecutive tokens of one sequence.
@@ -106,6 +116,8 @@ pub struct ModelInfo {
     pub compatibility: Compatibility,
     /// Memory that the weights take.
     pub weight_bytes: u64,
+    /// What computes, for people: `cpu/` and the instruction level. It decides the speed, never the bits.
+    pub device: String,
 }
 
 /// Why a step was not computed.

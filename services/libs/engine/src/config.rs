@@ -36,10 +36,20 @@ pub struct EngineConfig {
     pub block_tokens: usize,
     /// Instruction level; `None`: the fastest there is. All give the same bits.
     pub isa: Option<Isa>,
+    /// Cores that the threads are bound to, one each: as many as there are threads, or none.
+    pub cores: Vec<usize>,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { name: String::new(), compute: Compute::Auto, threads: 2, kv_blocks: 512, block_tokens: 16, isa: None }
+        Self {
+            name: String::new(),
+            compute: Compute::Auto,
+            threads: 2,
+            kv_blocks: 512,
+            block_tokens: 16,
+            isa: None,
+            cores: Vec::new(),
+        }
     }
 }

@@ -19,4 +19,5 @@ mod step;
 pub use api::{Engine, EngineError, LogitRows, Mask, ModelInfo, Slice, SliceProblem};
 pub use config::{Compute, EngineConfig};
 pub use kernels::Isa;
+pub use kernels::affinity::{self, PinError};
 pub use source::{LoadError, LoadProgress, ModelSource, open};

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use kernels::affinity::PinError;
 use kernels::kv::ArenaError;
 use modelfile::FileError;
 
@@ -133,6 +134,9 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// The threads cannot be bound to their cores.
+    #[error(transparent)]
+    Pin(#[from] PinError),
     /// No room for the KV cache.
     #[error(transparent)]
     Arena(#[from] ArenaError),

@@ -128,6 +128,7 @@ pub async fn run(
         model: config.model.clone(),
         max_context: u32::try_from(worker.max_sequence()).unwrap_or(u32::MAX),
         compatibility: Some(model.compatibility.clone()),
+        device: model.device.clone(),
         draining: false,
     };
     let membership = registry.join(member.clone()).await?;

@@ -26,6 +26,8 @@ pub struct Member {
     pub max_context: u32,
     /// What peers must share with it; `None` for roles without a KV cache.
     pub compatibility: Option<Compatibility>,
+    /// What computes, for people; empty without.
+    pub device: String,
     /// Takes no new work.
     pub draining: bool,
 }

@@ -61,6 +61,8 @@ struct Stored {
     #[serde(default)]
     max_context: u32,
     #[serde(default)]
+    device: String,
+    #[serde(default)]
     draining: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     compatibility: Option<StoredCompatibility>,
@@ -146,6 +148,7 @@ impl Record {
             ("admin_address", &stored.admin_address),
             ("http_address", &stored.http_address),
             ("model", &stored.model),
+            ("device", &stored.device),
         ] {
             check(field, text.len() <= TEXT_MAX && !text.contains(char::is_control))?;
         }
@@ -159,6 +162,7 @@ impl Record {
             model: stored.model,
             max_context: stored.max_context,
             compatibility: stored.compatibility.map(compatibility).transpose()?,
+            device: stored.device,
             draining: stored.draining,
         };
         Ok(Self { member, epoch_min: stored.epoch_min })
@@ -228,6 +232,7 @@ fn store(record: &Record) -> Stored {
         http_address: member.http_address,
         model: member.model,
         max_context: member.max_context,
+        device: member.device,
         draining: member.draining,
         compatibility: member.compatibility.map(store_compatibility),
     }
@@ -294,8 +299,9 @@ pub(crate) mod tests {
                 quantization: "q4_1".into(),
                 adapters: vec!["a".into()],
                 drafter: String::new(),
-                numerics: "auto/avx512".into(),
+                numerics: "cpu-1/auto".into(),
             }),
+            device: "cpu/avx2".into(),
             draining: false,
         }
     }

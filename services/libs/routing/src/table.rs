@@ -142,19 +142,22 @@ impl WorkerTable {
         self.usable(Role::Decode).map(|e| e.info.max_context).max()
     }
 
-    /// Decode workers that may take `work`, best first. Those of `avoid`, suspects, and those without room come
-    /// after the others, not never: they may be all there is.
-    pub fn decodes(&self, work: Work, avoid: &[WorkerRef], now: Duration) -> Vec<Arc<WorkerInfo>> {
+    /// Decode workers that may take `work`, best first. Those of `avoid`, suspects, those without room, and those of
+    /// other numerics than the `begun` part of the answer come after the others, not never: they may be all there is.
+    /// At a beginning those with a partner of equal numerics come first, then those with any.
+    pub fn decodes(&self, work: Work, avoid: &[WorkerRef], begun: Option<&str>, now: Duration) -> Vec<Arc<WorkerInfo>> {
         let mut ranked: Vec<_> = self
             .usable(Role::Decode)
             .filter(|e| u64::from(e.info.max_context) > u64::from(work.n_prompt))
             .map(|entry| {
                 let predicted = entry.predicted();
+                let partner = self.prefill_for(&entry.info.worker, avoid, now);
                 let rank = (
                     avoid.contains(&entry.info.worker),
                     entry.is_suspect(now),
                     !predicted.fits(entry.info.blocks(work)),
-                    self.prefill_for(&entry.info.worker, avoid, now).is_err(),
+                    begun.is_some_and(|numerics| numerics != entry.info.numerics()),
+                    partner.map_or(2, |partner| u8::from(partner.numerics() != entry.info.numerics())),
                     self.policy.cost(Role::Decode, &predicted),
                 );
                 (rank, &entry.info)
@@ -165,7 +168,7 @@ impl WorkerTable {
         ranked.into_iter().map(|(_, info)| info.clone()).collect()
     }
 
-    /// The best prefill worker whose blocks `decode` can take.
+    /// The best prefill worker whose blocks `decode` can take; one of equal numerics if there is one.
     ///
     /// # Errors
     /// Why there is none: suspects and those of `avoid` are not used, because `decode` can prefill by itself.
@@ -176,7 +179,7 @@ impl WorkerTable {
         now: Duration,
     ) -> Result<Arc<WorkerInfo>, NoPrefill> {
         let mut none = NoPrefill::Absent;
-        let mut best: Option<(crate::Cost, &Entry)> = None;
+        let mut best: Option<((bool, crate::Cost), &Entry)> = None;
         let decode = self.get(decode);
         for entry in self.workers.values().filter(|e| e.info.role == Role::Prefill && e.info.model == self.model) {
             if entry.is_draining() {
@@ -186,9 +189,10 @@ impl WorkerTable {
             } else if let Some(why) = decode.and_then(|d| d.mismatch(&entry.info)) {
                 none = none.or(NoPrefill::Incompatible(why));
             } else {
-                let cost = self.policy.cost(Role::Prefill, &entry.predicted());
-                if best.is_none_or(|(least, _)| cost < least) {
-                    best = Some((cost, entry));
+                let other_bits = decode.is_some_and(|d| d.numerics() != entry.info.numerics());
+                let rank = (other_bits, self.policy.cost(Role::Prefill, &entry.predicted()));
+                if best.is_none_or(|(least, _)| rank < least) {
+                    best = Some((rank, entry));
                 }
             }
         }

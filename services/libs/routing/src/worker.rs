@@ -24,6 +24,8 @@ pub struct WorkerInfo {
     pub max_context: u32,
     /// What peers must share with it.
     pub compatibility: Option<Compatibility>,
+    /// What computes, for people.
+    pub device: String,
     /// Takes no new work.
     pub draining: bool,
 }
@@ -38,6 +40,11 @@ pub struct Work {
 }
 
 impl WorkerInfo {
+    /// What decides the bits of its answers, empty if it does not say.
+    pub fn numerics(&self) -> &str {
+        self.compatibility.as_ref().map_or("", |c| &c.numerics)
+    }
+
     /// Blocks of this worker that `work` takes at most.
     pub(crate) fn blocks(&self, work: Work) -> u64 {
         let block_tokens = self.compatibility.as_ref().map_or(BLOCK_TOKENS, |c| c.geometry.block_tokens.max(1));

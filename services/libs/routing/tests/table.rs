@@ -35,6 +35,7 @@ fn worker(role: Role, id: &str, epoch: u64) -> WorkerInfo {
         admin_address: String::new(),
         max_context: 1024,
         compatibility: Some(compatibility("a")),
+        device: String::new(),
         draining: false,
     }
 }
@@ -54,7 +55,7 @@ fn table(members: Vec<WorkerInfo>) -> WorkerTable {
 }
 
 fn decodes(table: &WorkerTable) -> Vec<String> {
-    table.decodes(WORK, &[], NOW).iter().map(|i| i.worker.id.to_string()).collect()
+    table.decodes(WORK, &[], None, NOW).iter().map(|i| i.worker.id.to_string()).collect()
 }
 
 fn load(blocks_total: u32, blocks_free: u32, n_waiting_tokens: u32) -> Load {
@@ -92,7 +93,7 @@ fn those_without_room_and_suspects_come_last_but_come() {
     t.suspect(&decode("d0").worker, NOW, NOW);
     assert_eq!(decodes(&t)[0], "d0", "a suspicion ends at its time");
     let avoid = [decode("d0").worker, decode("d2").worker];
-    let ids: Vec<_> = t.decodes(WORK, &avoid, NOW).iter().map(|i| i.worker.id.to_string()).collect();
+    let ids: Vec<_> = t.decodes(WORK, &avoid, None, NOW).iter().map(|i| i.worker.id.to_string()).collect();
     assert_eq!(ids, ["d1", "d0", "d2"]);
 }
 
@@ -123,6 +124,49 @@ fn a_decode_worker_with_a_partner_is_preferred() {
     let lonely = WorkerInfo { compatibility: Some(compatibility("b")), ..decode("d0") };
     let t = table(vec![lonely, decode("d1"), prefill("p0")]);
     assert_eq!(decodes(&t), ["d1", "d0"]);
+}
+
+fn with_numerics(info: WorkerInfo, numerics: &str) -> WorkerInfo {
+    let document = Compatibility { numerics: numerics.into(), ..compatibility("a") };
+    WorkerInfo { compatibility: Some(document), ..info }
+}
+
+#[test]
+fn an_answer_goes_on_where_the_numerics_are_those_it_began_with() {
+    let mut t = table(vec![
+        with_numerics(decode("d0"), "cpu-2/auto"),
+        with_numerics(decode("d1"), "cpu-1/auto"),
+        with_numerics(decode("d2"), "cpu-1/auto"),
+    ]);
+    let go_on = |t: &WorkerTable, begun, avoid: &[WorkerRef]| {
+        t.decodes(WORK, avoid, begun, NOW).iter().map(|i| i.worker.id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(go_on(&t, None, &[]), ["d0", "d1", "d2"]);
+    assert_eq!(go_on(&t, Some("cpu-1/auto"), &[]), ["d1", "d2", "d0"]);
+    t.report(&decode("d1").worker, load(100, 50, 0));
+    assert_eq!(go_on(&t, Some("cpu-1/auto"), &[]), ["d2", "d1", "d0"], "load decides among equals only");
+    let dead = [decode("d1").worker, decode("d2").worker];
+    assert_eq!(go_on(&t, Some("cpu-1/auto"), &dead[..1]), ["d2", "d0", "d1"]);
+    assert_eq!(go_on(&t, Some("cpu-1/auto"), &dead)[0], "d0", "others, rather than those that failed");
+    t.report(&decode("d2").worker, load(100, 1, 0));
+    assert_eq!(go_on(&t, Some("cpu-1/auto"), &dead[..1])[0], "d0", "others, rather than none with room");
+}
+
+#[test]
+fn a_pair_of_equal_numerics_is_preferred() {
+    let mut t = table(vec![
+        with_numerics(decode("d0"), "cpu-2/auto"),
+        with_numerics(decode("d1"), "cpu-1/auto"),
+        with_numerics(prefill("p0"), "cpu-3/auto"),
+        with_numerics(prefill("p1"), "cpu-1/auto"),
+    ]);
+    assert_eq!(decodes(&t), ["d1", "d0"]);
+    let partner = |t: &WorkerTable, d| t.prefill_for(&decode(d).worker, &[], NOW).unwrap().worker.id.to_string();
+    assert_eq!((partner(&t, "d0"), partner(&t, "d1")), ("p0".into(), "p1".into()));
+    t.report(&prefill("p1").worker, load(100, 100, 5000));
+    assert_eq!((partner(&t, "d0"), partner(&t, "d1")), ("p0".into(), "p1".into()), "load decides among equals only");
+    t.suspect(&prefill("p1").worker, NOW, NOW * 2);
+    assert_eq!(partner(&t, "d1"), "p0", "an unequal partner rather than none");
 }
 
 #[test]
@@ -170,8 +214,8 @@ fn a_new_incarnation_starts_afresh_and_words_about_the_old_one_are_ignored() {
 fn too_long_a_prompt_fits_nobody() {
     let t = table(vec![decode("d0")]);
     let work = |n_prompt| Work { n_prompt, n_new: 1 };
-    assert_eq!(t.decodes(work(1023), &[], NOW).len(), 1);
-    assert_eq!(t.decodes(work(1024), &[], NOW).len(), 0);
+    assert_eq!(t.decodes(work(1023), &[], None, NOW).len(), 1);
+    assert_eq!(t.decodes(work(1024), &[], None, NOW).len(), 0);
     assert_eq!(t.max_context(), Some(1024));
 }
 
@@ -235,7 +279,7 @@ proptest! {
             let states = t.states(NOW);
             prop_assert_eq!(states.len(), members.len());
             let health = |w: &WorkerRef| states.iter().find(|s| s.info.worker == *w).map(|s| (s.health, s.info.role));
-            let chosen = t.decodes(WORK, &[], NOW);
+            let chosen = t.decodes(WORK, &[], None, NOW);
             let may = states.iter().filter(|s| s.info.role == Role::Decode && s.health != Health::Draining).count();
             prop_assert_eq!(chosen.len(), may, "every decode worker that takes work is offered, once");
             let mut suspect_seen = false;
@@ -253,7 +297,7 @@ proptest! {
             // The order of the list of members does not matter.
             members.reverse();
             t.set_members(members.clone());
-            prop_assert_eq!(t.decodes(WORK, &[], NOW), chosen);
+            prop_assert_eq!(t.decodes(WORK, &[], None, NOW), chosen);
         }
         drop(guards);
         prop_assert!(t.states(NOW).iter().all(|s| s.own_sequences == 0), "every guard gives back what it took");

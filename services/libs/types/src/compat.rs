@@ -28,7 +28,8 @@ pub struct Compatibility {
     pub adapters: Vec<String>,
     /// Drafter's digest, empty without one.
     pub drafter: String,
-    /// Compute mode and instruction level. Unequal ids still pair; their answers are "equivalent".
+    /// What decides the bits of an answer: the arithmetic's name and version, and the compute mode, e.g.
+    /// `cpu-1/auto`. Not what only decides the speed. Unequal ids still pair; their answers are "equivalent".
     pub numerics: String,
 }
 
@@ -86,7 +87,7 @@ mod tests {
             quantization: "q4_1".into(),
             adapters: vec![],
             drafter: String::new(),
-            numerics: "f32/avx512".into(),
+            numerics: "cpu-1/f32".into(),
         }
     }
 
@@ -112,8 +113,8 @@ mod tests {
             let found: Vec<_> = ours.mismatches(&theirs).into_iter().map(|m| m.field).collect();
             assert_eq!(found, [field]);
         }
-        let other_isa = Compatibility { numerics: "f32/avx2".into(), ..document() };
-        assert!(ours.mismatches(&other_isa).is_empty(), "numerics never forbid pairing");
+        let other_bits = Compatibility { numerics: "cpu-2/f32".into(), ..document() };
+        assert!(ours.mismatches(&other_bits).is_empty(), "numerics never forbid pairing");
         let newer = Compatibility { protocol: (3, 5), ..document() };
         assert!(ours.mismatches(&newer).is_empty(), "overlapping protocol ranges pair");
     }

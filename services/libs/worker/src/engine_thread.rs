@@ -67,6 +67,10 @@ impl EngineThread {
 }
 
 fn run(mut engine: Box<dyn Engine>, inbox: &std_mpsc::Receiver<Work>, outbox: &mpsc::Sender<Report>) {
+    if let Err(error) = engine.bind_thread() {
+        let reason = error.source.to_string();
+        tracing::warn!(%error, reason, "the engine's thread is not bound");
+    }
     let mut buffers = Buffers::default();
     while let Ok(work) = inbox.recv() {
         // After a panic the engine is not used again, so what it left half-done is seen by nobody.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use engine::ModelInfo;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,10 +12,12 @@ use scheduler::Stats;
 use types::{Failure, Phase};
 
 type Label = [(&'static str, &'static str); 1];
+type Info = [(&'static str, String); 2];
 
 /// Cheap to clone; all clones count together.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
+    info: Family<Info, Gauge>,
     pub(crate) steps: Counter,
     step_seconds: Histogram,
     step_tokens: Histogram,
@@ -34,6 +37,7 @@ pub(crate) struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self {
+            info: Family::default(),
             steps: Counter::default(),
             step_seconds: seconds(),
             step_tokens: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
@@ -55,6 +59,7 @@ impl Default for Metrics {
 impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         let r = registry;
+        r.register("worker_info", "1: what decides the bits and what computes", self.info.clone());
         r.register("worker_steps", "Steps computed", self.steps.clone());
         r.register("worker_step_seconds", "Time of a step", self.step_seconds.clone());
         r.register("worker_step_tokens", "Tokens in a step", self.step_tokens.clone());
@@ -69,6 +74,11 @@ impl Metrics {
         r.register("scheduler_preemptions", "Sequences that lost their blocks", self.preemptions.clone());
         r.register("scheduler_refusals", "Work refused, by reason", self.refusals.clone());
         r.register("kvcache_blocks", "KV blocks by owner, which may be of two kinds", self.blocks.clone());
+    }
+
+    pub(crate) fn info(&self, model: &ModelInfo) {
+        let labels = [("numerics", model.compatibility.numerics.clone()), ("device", model.device.clone())];
+        self.info.get_or_create(&labels).set(1);
     }
 
     pub(crate) fn step(&self, elapsed: Duration, n_tokens: usize) {

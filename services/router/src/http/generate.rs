@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use futures::stream::SelectAll;
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use rpc::TraceContext;
-use rpc::inference::{InferenceEvent, Usage};
+use rpc::inference::InferenceEvent;
 use tokio::time::Instant;
 use types::Failure;
 
@@ -20,7 +20,7 @@ use super::body::{self, Asked};
 use super::error::{self, ApiError};
 use super::idempotency::{Claim, Ticket};
 use super::read::{parse, read};
-use super::shape::{Kept, Kind, Writer, sum};
+use super::shape::{End, Kept, Kind, Writer};
 use super::{Api, Label};
 use crate::grpc::random_request_id;
 use crate::metrics::Endpoint;
@@ -124,14 +124,14 @@ async fn serve(
 struct Merged {
     events: SelectAll<futures::stream::BoxStream<'static, (usize, Result<InferenceEvent, Failure>)>>,
     n_open: usize,
-    usage: Usage,
+    end: End,
 }
 
 /// What comes next.
 enum Item {
     Delta(usize, rpc::inference::ChoiceDelta),
     /// Every call has come to its end.
-    End(Usage),
+    End(End),
     Failed(Failure),
 }
 
@@ -146,10 +146,10 @@ impl Merged {
             match self.events.next().await {
                 Some((call, Ok(InferenceEvent::Delta(delta)))) => return Item::Delta(call, delta),
                 Some((_, Ok(InferenceEvent::End(end)))) => {
-                    self.usage = sum(self.usage, end.usage);
+                    self.end.add(&end);
                     self.n_open -= 1;
                     if self.n_open == 0 {
-                        return Item::End(self.usage);
+                        return Item::End(self.end);
                     }
                 }
                 Some((_, Err(failure))) => return Item::Failed(failure),
@@ -165,8 +165,8 @@ async fn whole(mut writer: Writer, mut merged: Merged, ticket: Option<Ticket>) -
             Item::Delta(call, delta) => writer.keep(call, delta),
             Item::Failed(failure) if writer.has_kept() => return Err(ApiError::after_work(failure)),
             Item::Failed(failure) => return Err(failure.into()),
-            Item::End(usage) => {
-                let body = Bytes::from(writer.whole(usage));
+            Item::End(end) => {
+                let body = Bytes::from(writer.whole(end));
                 if let Some(ticket) = ticket {
                     ticket.answered(&body);
                 }
@@ -224,7 +224,7 @@ fn chunks(
                         }
                         continue;
                     }
-                    Item::End(usage) => writer.end(&mut out, usage),
+                    Item::End(end) => writer.end(&mut out, end),
                     Item::Failed(failure) => {
                         out.extend_from_slice(b"data: ");
                         out.extend_from_slice(&error::json(&failure));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rpc::inference::{ChoiceDelta, Usage};
+use rpc::inference::{ChoiceDelta, Continuity, StreamEnd, Usage};
 use serde::Serialize;
 use text::Tokenizer;
 use types::{FinishReason, Token, TokenId};
@@ -58,6 +58,9 @@ struct Envelope<'a, C> {
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<UsageBody>>,
     system_fingerprint: &'a str,
+    /// `identical` or `equivalent`, with the last words: whether workers of unequal numerics took part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    continuity: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'a [TokenId]>,
 }
@@ -73,6 +76,13 @@ struct UsageBody {
 #[derive(Serialize)]
 struct PromptDetails {
     cached_tokens: u32,
+}
+
+impl<C> Envelope<'_, C> {
+    /// With what is known at the end.
+    fn ended(self, end: End) -> Self {
+        Self { usage: Some(Some(end.usage.into())), continuity: Some(end.continuity.as_str()), ..self }
+    }
 }
 
 impl From<Usage> for UsageBody {
@@ -141,12 +151,21 @@ fn finish_reason(finish: FinishReason) -> &'static str {
     }
 }
 
-/// The sum over several calls.
-pub(super) fn sum(total: Usage, usage: Usage) -> Usage {
-    Usage {
-        prompt_tokens: total.prompt_tokens.saturating_add(usage.prompt_tokens),
-        completion_tokens: total.completion_tokens.saturating_add(usage.completion_tokens),
-        cached_tokens: total.cached_tokens.saturating_add(usage.cached_tokens),
+/// What is said at the end, over all calls of a body.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct End {
+    usage: Usage,
+    continuity: Continuity,
+}
+
+impl End {
+    /// Adds a call's end.
+    pub(super) fn add(&mut self, end: &StreamEnd) {
+        let (total, usage) = (&mut self.usage, end.usage);
+        total.prompt_tokens = total.prompt_tokens.saturating_add(usage.prompt_tokens);
+        total.completion_tokens = total.completion_tokens.saturating_add(usage.completion_tokens);
+        total.cached_tokens = total.cached_tokens.saturating_add(usage.cached_tokens);
+        self.continuity = self.continuity.max(end.timeline.continuity);
     }
 }
 
@@ -166,18 +185,17 @@ impl Writer {
     }
 
     /// The whole answer from what was kept.
-    pub(super) fn whole(&self, usage: Usage) -> Vec<u8> {
-        let usage = Some(Some(usage.into()));
+    pub(super) fn whole(&self, end: End) -> Vec<u8> {
         let choices = (0..).zip(&self.choices);
         match self.kind {
             Kind::Chat => {
                 let choices: Vec<_> = choices.map(|(index, kept)| self.chat_choice(index, kept)).collect();
                 let prompt = self.style.return_token_ids.then(|| &*self.prompts[0]);
-                to_json(&self.envelope("chat.completion", choices, usage, prompt))
+                to_json(&self.envelope("chat.completion", choices, None, prompt).ended(end))
             }
             Kind::Text => {
                 let choices: Vec<_> = choices.map(|(index, kept)| self.text_choice(index, kept)).collect();
-                to_json(&self.envelope("text_completion", choices, usage, None))
+                to_json(&self.envelope("text_completion", choices, None, None).ended(end))
             }
         }
     }
@@ -251,14 +269,14 @@ impl Writer {
     }
 
     /// Adds what closes a stream that came to its end.
-    pub(super) fn end(&self, out: &mut Vec<u8>, usage: Usage) {
+    pub(super) fn end(&self, out: &mut Vec<u8>, end: End) {
         if self.style.include_usage {
             let object = match self.kind {
                 Kind::Chat => "chat.completion.chunk",
                 Kind::Text => "text_completion",
             };
             let choices: [(); 0] = [];
-            event(out, &self.envelope(object, choices, Some(Some(usage.into())), None));
+            event(out, &self.envelope(object, choices, None, None).ended(end));
         }
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
@@ -278,6 +296,7 @@ impl Writer {
             choices,
             usage,
             system_fingerprint: &self.fingerprint,
+            continuity: None,
             prompt_token_ids,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rpc::inference::ChoiceDelta;
+use rpc::inference::{ChoiceDelta, Continuity};
 use text::TextStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -32,6 +32,8 @@ pub(super) struct Choice {
     pub(super) finish: Option<FinishReason>,
     last_token: Option<Instant>,
     epoch: u64,
+    /// Numerics of the worker that began the answer.
+    begun: Option<String>,
     pub(super) summary: Summary,
 }
 
@@ -89,6 +91,7 @@ impl Choice {
             finish: None,
             last_token: None,
             epoch: 0,
+            begun: None,
             summary: Summary { index, ..Summary::default() },
         }
     }
@@ -154,8 +157,14 @@ impl Choice {
         self.epoch += 1;
         let (pipeline, request) = (self.pipeline.clone(), self.request.clone());
         let routing = Instant::now();
-        let placing =
-            Placing { choice: self.index, epoch: Epoch(self.epoch), n_generated: self.n_sent(), avoid: &*avoid };
+        let begun = self.begun.clone();
+        let placing = Placing {
+            choice: self.index,
+            epoch: Epoch(self.epoch),
+            n_generated: self.n_sent(),
+            begun: begun.as_deref(),
+            avoid: &*avoid,
+        };
         let placement = pipeline.place(&request, placing).await?;
         if let (Err(reason), AttemptKind::First | AttemptKind::Retry) = (&placement.prefill, kind) {
             pipeline.metrics.disaggregation_skipped(reason.as_str());
@@ -175,6 +184,15 @@ impl Choice {
             attempt.legs.abort().await;
         }
         outcome
+    }
+
+    /// A worker's numbers go into the answer: its token, or KV that it computed.
+    pub(super) fn served_by(&mut self, worker: &Worker) {
+        let numerics = worker.info.numerics();
+        let begun = self.begun.get_or_insert_with(|| numerics.to_owned());
+        if *begun != numerics {
+            self.summary.timeline.continuity = Continuity::Equivalent;
+        }
     }
 
     /// Sends a token to the client if it is the next one.

@@ -75,9 +75,12 @@ impl Events {
     fn done(&mut self, summary: Summary) -> Option<StreamEnd> {
         self.usage.completion_tokens += summary.n_tokens;
         self.usage.cached_tokens = self.usage.cached_tokens.max(summary.cached);
+        // One answer that is only equivalent makes all of them so.
+        let continuity = self.timeline.continuity.max(summary.timeline.continuity);
         if summary.index == 0 {
             self.timeline = summary.timeline;
         }
+        self.timeline.continuity = continuity;
         self.n_open -= 1;
         if self.n_open > 0 {
             return None;

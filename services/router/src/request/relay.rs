@@ -115,11 +115,13 @@ impl Choice {
         relay: &mut Relay,
         word: Result<First, NoFirst>,
     ) -> Result<Step, Ended> {
-        let Some(prefill) = attempt.prefill_worker.as_ref().map(|w| w.info.worker.clone()) else {
+        let Some(prefill_worker) = attempt.prefill_worker.clone() else {
             return Ok(Step::GoOn);
         };
+        let prefill = prefill_worker.info.worker.clone();
         match word {
             Ok(First { token, cached, phases }) => {
+                self.served_by(&prefill_worker);
                 relay.prefill_phases = phases;
                 self.summary.cached = cached;
                 for token in std::iter::once(token).chain(relay.held.take()) {
@@ -179,7 +181,8 @@ impl Choice {
                 if recomputed && attempt.prefill_worker.is_some() {
                     self.pipeline.metrics.disaggregation_skipped("recomputed");
                     attempt.legs.cancel_prefill();
-                } else if attempt.prefill_worker.is_some() {
+                } else if let Some(prefill) = &attempt.prefill_worker {
+                    self.served_by(prefill);
                     self.summary.timeline.transport = transport;
                     attempt.legs.handed_over();
                 }
@@ -188,20 +191,25 @@ impl Choice {
             Some(Ok(DecodeEvent::Token(_))) if self.finish.is_some() => {
                 lost(out_of_order("a token came after the last one"))
             }
-            Some(Ok(DecodeEvent::Token(token))) => match self.take(token, relay).await? {
-                Taken::GoOn => Ok(Step::GoOn),
-                Taken::Finished if relay.stopped => Ok(Step::Finished),
-                Taken::Finished => {
-                    relay.late = Instant::now() + CLOSING_TIME;
-                    Ok(Step::GoOn)
+            Some(Ok(DecodeEvent::Token(token))) => {
+                self.served_by(&attempt.decode_worker);
+                match self.take(token, relay).await? {
+                    Taken::GoOn => Ok(Step::GoOn),
+                    Taken::Finished if relay.stopped => Ok(Step::Finished),
+                    Taken::Finished => {
+                        relay.late = Instant::now() + CLOSING_TIME;
+                        Ok(Step::GoOn)
+                    }
+                    // The word of prefill is under way on another connection.
+                    Taken::Early(token)
+                        if attempt.first.is_some() && self.journal.is_empty() && token.position == 1 =>
+                    {
+                        relay.held = Some(token);
+                        Ok(Step::GoOn)
+                    }
+                    Taken::Early(_) => lost(out_of_order("tokens are missing")),
                 }
-                // The word of prefill is under way on another connection.
-                Taken::Early(token) if attempt.first.is_some() && self.journal.is_empty() && token.position == 1 => {
-                    relay.held = Some(token);
-                    Ok(Step::GoOn)
-                }
-                Taken::Early(_) => lost(out_of_order("tokens are missing")),
-            },
+            }
             Some(Ok(DecodeEvent::Finished { phases, cached, .. })) => {
                 attempt.legs.decode_ended();
                 relay.add_decode_phases(&phases);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bootstrap::Runtime;
 use registry::memory::MemoryRegistry;
 use registry::{Member, Membership, Registry as _};
+use rpc::inference::{InferenceApi as _, InferenceClient};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -118,6 +119,21 @@ impl Cluster {
         .await;
     }
 
+    /// A worker says that it has other numerics; returns when the router knows.
+    pub async fn set_numerics(&self, fake: &Fake, numerics: &str) {
+        let index = self.fakes().position(|f| f.id == fake.id).expect("one of ours");
+        let role = if index < self.prefills.len() { Role::Prefill } else { Role::Decode };
+        let document = Compatibility { numerics: numerics.into(), ..compatibility() };
+        let member = Member { compatibility: Some(document), ..member(role, fake) };
+        self.memberships[index].update(member).await.expect("the registry takes it");
+        let client = InferenceClient::new(&self.grpc.to_string()).expect("an address");
+        eventually("the router knows the numerics", async || {
+            let members = client.cluster_state().await.expect("a state").members;
+            members.iter().any(|m| m.worker.id.as_str() == fake.id && m.numerics == numerics && m.device == "fake")
+        })
+        .await;
+    }
+
     pub async fn stop(self) {
         self.runtime.shutdown().cancel();
         self.router.await.expect("no panic").expect("an orderly end");
@@ -152,6 +168,7 @@ fn member(role: Role, fake: &Fake) -> Member {
         model: MODEL.into(),
         max_context: 512,
         compatibility: Some(compatibility()),
+        device: "fake".into(),
         draining: false,
     }
 }

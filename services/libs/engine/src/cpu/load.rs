@@ -31,7 +31,9 @@ pub(super) fn load(
     let ModelConfig { n_q, n_kv, head_dim, .. } = config;
     let heads = Heads { n_q, n_kv, head_dim, format, block_tokens: settings.block_tokens };
     let cells = vec![heads.cell_shape(); config.layers.len()];
-    let cpu = Cpu::new(settings.threads, settings.isa.unwrap_or_else(Isa::detect));
+    let isa = settings.isa.unwrap_or_else(Isa::detect);
+    let cpu =
+        if settings.cores.is_empty() { Cpu::new(settings.threads, isa) } else { Cpu::pinned(&settings.cores, isa)? };
     let weights = Weights::new(&files, &config);
     let total = files.tensor_bytes();
     let mut loader = Loader { cpu, compute: settings.compute, weights, done: 0, total, progress };
@@ -45,7 +47,7 @@ pub(super) fn load(
     let quantization = weights.formats();
     weights.finish()?;
     let arena = Arc::new(KvArena::with_cells(&cells, settings.kv_blocks, settings.block_tokens)?);
-    let model = Arc::new(model_info(&config, settings, &heads, &network, &digest, quantization));
+    let model = Arc::new(model_info(&config, settings, &heads, &network, &digest, quantization, cpu.isa()));
     Ok(CpuEngine { model, arena, cpu, network, scratch: Scratch::default() })
 }
 
@@ -55,6 +57,11 @@ fn validate(settings: &EngineConfig) -> Result<(), LoadError> {
         if value == 0 || value > max { Err(LoadError::Settings { field, reason }) } else { Ok(()) }
     };
     check("threads", settings.threads, kernels::pool::THREADS_MAX)?;
+    let n_cores = settings.cores.len();
+    if n_cores > 0 && n_cores != settings.threads {
+        let reason = format!("{n_cores} for {} threads, must be one each", settings.threads);
+        return Err(LoadError::Settings { field: "cores", reason });
+    }
     check("kv_blocks", settings.kv_blocks, 1 << 30)?;
     check("block_tokens", settings.block_tokens, BLOCK_TOKENS_MAX)
 }
@@ -165,6 +172,7 @@ fn model_info(
     network: &Network,
     file_digest: &str,
     quantization: String,
+    isa: Isa,
 ) -> ModelInfo {
     let kind = LayerKvKind::Grouped { n_kv_heads: heads.n_kv as u32, head_dim: heads.head_dim as u32 };
     let element = match heads.format {
@@ -200,8 +208,9 @@ fn model_info(
             quantization,
             adapters: Vec::new(),
             drafter: String::new(),
-            numerics: format!("cpu/{}", settings.compute.as_str()),
+            numerics: format!("{}/{}", kernels::NUMERICS, settings.compute.as_str()),
         },
         weight_bytes: (weight_bytes + network.embedding.n_bytes() + network.head.n_bytes()) as u64,
+        device: format!("cpu/{isa}"),
     }
 }

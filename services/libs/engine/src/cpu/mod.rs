@@ -9,6 +9,7 @@ mod scratch;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use kernels::affinity::PinError;
 use kernels::cpu::{Activation, Cpu, Heads, Linear};
 use kernels::kv::KvArena;
 
@@ -101,5 +102,9 @@ impl Engine for CpuEngine {
         logits.clear();
         step::check(slices, &self.model, &self.arena)?;
         forward::forward(self, slices, logits, on_layer)
+    }
+
+    fn bind_thread(&mut self) -> Result<(), PinError> {
+        self.cpu.pool().bind_caller()
     }
 }

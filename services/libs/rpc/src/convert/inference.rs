@@ -7,8 +7,8 @@ use types::{Failure, RequestId};
 
 use super::*;
 use crate::inference::{
-    ChatMessage, ChoiceDelta, ClusterState, GenerateCall, GenerationOptions, InferenceEvent, Input, MemberState,
-    ModelCard, StreamEnd, Timeline, TokenizeInput, Usage,
+    ChatMessage, ChoiceDelta, ClusterState, Continuity, GenerateCall, GenerationOptions, InferenceEvent, Input,
+    MemberState, ModelCard, StreamEnd, Timeline, TokenizeInput, Usage,
 };
 
 pub(crate) fn read_generate(
@@ -105,6 +105,7 @@ pub(crate) fn read_end(end: wire::StreamEnd) -> Result<StreamEnd, Failure> {
             decode_worker: timeline.decode_worker,
             kv_bytes: timeline.kv_bytes,
             transport: timeline.transport,
+            continuity: if timeline.equivalent { Continuity::Equivalent } else { Continuity::Identical },
         },
     })
 }
@@ -123,6 +124,7 @@ pub(crate) fn write_end(end: StreamEnd) -> wire::StreamEnd {
             decode_worker: timeline.decode_worker,
             kv_bytes: timeline.kv_bytes,
             transport: timeline.transport,
+            equivalent: timeline.continuity == Continuity::Equivalent,
         }),
     }
 }
@@ -189,6 +191,7 @@ pub(crate) fn read_cluster_state(state: wire::GetClusterStateResponse) -> Result
             blocks_free: member.blocks_free,
             transport: member.transport,
             numerics: member.numerics,
+            device: member.device,
             reason: member.reason,
         })
     };
@@ -215,6 +218,7 @@ pub(crate) fn write_cluster_state(state: ClusterState) -> wire::GetClusterStateR
         blocks_free: member.blocks_free,
         transport: member.transport,
         numerics: member.numerics,
+        device: member.device,
         reason: member.reason,
     };
     wire::GetClusterStateResponse {

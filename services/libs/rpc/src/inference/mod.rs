@@ -115,6 +115,28 @@ pub struct Timeline {
     pub kv_bytes: u64,
     /// What carried them, empty if nothing crossed.
     pub transport: String,
+    /// Of all choices.
+    pub continuity: Continuity,
+}
+
+/// Whether an answer's parts are those that one worker would have given.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Continuity {
+    /// Bit for bit: all workers that took part have equal numerics.
+    #[default]
+    Identical,
+    /// Workers of unequal numerics took part: each part is right, another run may differ.
+    Equivalent,
+}
+
+impl Continuity {
+    /// Its name in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Identical => "identical",
+            Self::Equivalent => "equivalent",
+        }
+    }
 }
 
 /// Last event of a stream.
@@ -192,6 +214,8 @@ pub struct MemberState {
     pub transport: String,
     /// Numerics id.
     pub numerics: String,
+    /// What computes, for people.
+    pub device: String,
     /// Why it is not used, empty when it is.
     pub reason: String,
 }

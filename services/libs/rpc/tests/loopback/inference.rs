@@ -263,6 +263,7 @@ fn state() -> ClusterState {
         blocks_free: 4,
         transport: "grpc".into(),
         numerics: "f32".into(),
+        device: "cpu/avx2".into(),
         reason: "r".into(),
     };
     ClusterState {

@@ -80,6 +80,7 @@ impl Driver {
         let (load, load_seen) = watch::channel(Load::default());
         let (health, health_seen) = watch::channel(Health::Ready);
         let (metrics, last) = (Metrics::default(), Arc::new(OnceLock::new()));
+        metrics.info(&model);
         let shared = Shared {
             model: model.clone(),
             arena: arena.clone(),
