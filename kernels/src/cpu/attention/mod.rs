@@ -9,6 +9,7 @@
 //! Source: Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135.
 
 mod scratch;
+mod single;
 
 use self::scratch::{Scratch, VALUE_DIM};
 use super::lanes::{Kernel, LANES, Lanes, launch};
@@ -183,13 +184,19 @@ impl Tile<'_> {
         let window = self.attention.window.unwrap_or(usize::MAX);
         // The first key that the task's row sees.
         let begin = |row: usize| seen(row).saturating_sub(window);
-        let mut scratch = Scratch::new(head_dim, n_queries, self.attention.softcap);
+        let single = self.is_single();
+        let mut scratch = Scratch::new(head_dim, n_queries, self.attention.softcap, single);
         for query in 0..n_queries {
             let q = &self.q[self.row_start(query, self.q_stride)..][..head_dim];
             scratch.put_query(query, q, self.attention.scale);
         }
         for first_key in (begin(0) / LANES * LANES..n_seen).step_by(LANES) {
             let n_keys = LANES.min(n_seen - first_key);
+            if single {
+                let keys = begin(0).saturating_sub(first_key)..n_keys;
+                self.single_tile(l, &mut scratch, keys, n_keys, |i| cache_row(first_key + i));
+                continue;
+            }
             self.load_tile(l, &mut scratch, n_keys, |i| cache_row(first_key + i));
             if first_key + LANES < n_seen {
                 self.prefetch(l, cache_row(first_key + LANES), n_seen - first_key - LANES);

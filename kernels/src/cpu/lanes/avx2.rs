@@ -144,6 +144,10 @@ impl Lanes for Avx2 {
         out
     }
     #[inline(always)]
+    fn transpose_halves(self, rows: [&[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
+        op!(transpose_halves(rows))
+    }
+    #[inline(always)]
     fn sum(self, x: Pair) -> f32 {
         op!({
             let x = _mm256_add_ps(x[0], x[1]);
@@ -277,6 +281,43 @@ unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
         for c in 0..4 {
             out[c] = _mm256_permute2f128_ps::<0x20>(u[c], u[4 + c]);
             out[4 + c] = _mm256_permute2f128_ps::<0x31>(u[c], u[4 + c]);
+        }
+        out
+    }
+}
+
+/// Transposes 16-bit numbers: 8 x 8 within 128 bits, then the quarters.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+pub(super) unsafe fn transpose_halves(rows: [&[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
+    // SAFETY: the caller's word; loads and stores are of arrays of exactly 32 bytes, unaligned forms.
+    unsafe {
+        let half = |rows: &[&[u16; LANES]]| {
+            let r: [__m256i; 8] = std::array::from_fn(|i| _mm256_loadu_si256(rows[i].as_ptr().cast()));
+            // Pairs of rows, pairs of pairs, and those: column `c` of eight rows in either 128 bits.
+            let t: [__m256i; 8] = std::array::from_fn(|i| {
+                let (a, b) = (r[i / 2 * 2], r[i / 2 * 2 + 1]);
+                if i % 2 == 0 { _mm256_unpacklo_epi16(a, b) } else { _mm256_unpackhi_epi16(a, b) }
+            });
+            let u: [__m256i; 8] = std::array::from_fn(|i| {
+                // Rows 0 to 3 (then 4 to 7), two columns each.
+                let (base, column) = (i / 4 * 4, i % 4);
+                let (a, b) = (t[base + column / 2], t[base + 2 + column / 2]);
+                if column % 2 == 0 { _mm256_unpacklo_epi32(a, b) } else { _mm256_unpackhi_epi32(a, b) }
+            });
+            std::array::from_fn::<__m256i, 8, _>(|column| {
+                let (a, b) = (u[column / 2], u[4 + column / 2]);
+                if column % 2 == 0 { _mm256_unpacklo_epi64(a, b) } else { _mm256_unpackhi_epi64(a, b) }
+            })
+        };
+        let (first, second) = (half(&rows[..8]), half(&rows[8..]));
+        let mut out = [[0; LANES]; LANES];
+        for column in 0..8 {
+            let (a, b) = (first[column], second[column]);
+            _mm256_storeu_si256(out[column].as_mut_ptr().cast(), _mm256_permute2x128_si256::<0x20>(a, b));
+            _mm256_storeu_si256(out[8 + column].as_mut_ptr().cast(), _mm256_permute2x128_si256::<0x31>(a, b));
         }
         out
     }

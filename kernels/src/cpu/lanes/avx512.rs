@@ -142,6 +142,10 @@ impl Lanes for Avx512 {
         })
     }
     #[inline(always)]
+    fn transpose_halves(self, rows: [&[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
+        op!(super::avx2::transpose_halves(rows))
+    }
+    #[inline(always)]
     fn sum(self, x: __m512) -> f32 {
         op!({
             let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
