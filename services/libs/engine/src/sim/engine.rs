@@ -214,5 +214,6 @@ fn model_info(config: &SimConfig) -> ModelInfo {
             numerics: "sim".into(),
         },
         weight_bytes: 0,
+        rope_switch: None,
     }
 }
