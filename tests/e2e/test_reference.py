@@ -41,7 +41,9 @@ CHUNKS = [None, 1, 5, 16, 64]
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("case", ["llama", "llama-mqa-tied", "llama-rope-linear", "llama-rope-yarn", "llama-rope-llama3"])
+@pytest.mark.parametrize("case", [
+    "llama", "llama-mqa-tied", "llama-rope-linear", "llama-rope-yarn", "llama-rope-llama3", "mistral-window", "qwen2",
+    "qwen3", "gemma2", "gemma3", "phi3", "phi3-longrope", "olmo2"])
 def test_golden(shared, tmp_path, case, chunk):
     folder = shared / "golden" / "cases" / case
     check_case(folder, folder, tmp_path, chunk)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the small goldens under tests/golden/data: block formats, and tiny Llama checkpoints with logits.
+"""Writes the small goldens under tests/golden/data: block formats, and tiny checkpoints with logits.
 
     make_goldens.py [OUT]              write everything (default: data/ beside this file); the same bytes every time
-    make_goldens.py --check DIR...     compare llama.py with directories in the goldens' layout, made by anybody
+    make_goldens.py --check DIR...     compare dense.py with directories in the goldens' layout, made by anybody
     make_goldens.py --check-gguf [OUT] compare block formats and GGUF files with the `gguf` Python package
 
 Needs numpy (and `gguf` for --check-gguf). Written:
@@ -11,6 +11,7 @@ Needs numpy (and `gguf` for --check-gguf). Written:
     llama-tiny/                  bf16, grouped queries, untied; the same model as model.gguf; with a tokenizer
     llama-tied/                  f16, two shards with an index, one KV head, tied, llama3 rope in the newer layout
     llama-quant/                 model.gguf with a matrix of every block format; logits of the dequantised weights
+    mistral-tiny/ and others     one of each other family (families.py), and the same model as model.gguf
 
 A model's directory holds golden.json {"prompts", "greedy", "min_margin", "seed", ...} and golden.safetensors
 with `logits.<i>`: float32 [tokens, vocabulary] of prompt i.
@@ -21,11 +22,12 @@ import sys
 
 import numpy as np
 
+import dense
+import families
 import formats
-import llama
+from cases import search, write_config, write_golden
+from gguf_layout import CHAT_TEMPLATE, from_gguf_rows, gguf_metadata, gguf_name, to_gguf_rows
 
-N_GREEDY = 24
-PROMPT_LENGTHS = (5, 18, 33)
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -40,6 +42,8 @@ def main():
     make_tiny(out / "llama-tiny")
     make_tied(out / "llama-tied")
     make_quantised(out / "llama-quant")
+    for case in families.CASES:
+        families.make(out / case, case)
 
 
 # ---- block formats
@@ -89,38 +93,6 @@ def random_weights(c, rng):
         tied = c["tie_word_embeddings"] and "embed" in name
         return rng.normal(0, c["initializer_range"] * (0.4 if tied else 1), shape)
     return {name: one(name, shape).astype(np.float32) for name, shape in shapes(c)}
-
-
-def search(case, make):
-    """The first seed whose continuations are clear (no near ties, no end token) and varied; `make(rng)` gives config,
-    weights and what to store."""
-    for seed in range(3000):
-        rng = np.random.default_rng([len(case), seed])
-        c, weights, extra = make(rng)
-        prompts = [rng.integers(3, c["vocab_size"], n).tolist() for n in PROMPT_LENGTHS]
-        runs = []
-        for p in prompts:
-            runs.append(llama.greedy(c, weights, p, N_GREEDY))
-            if runs[-1][1] < 0.01 or c["eos_token_id"] in runs[-1][0] or len(set(runs[-1][0])) < 8:
-                break
-        else:
-            return c, weights, extra, seed, prompts, runs
-    raise SystemExit(f"{case}: no seed is clear")
-
-
-def write_golden(out, c, weights, seed, prompts, runs):
-    logits = [llama.forward(c, weights, p).astype(np.float32) for p in prompts]
-    formats.write_safetensors(out / "golden.safetensors", {f"logits.{i}": ("F32", z) for i, z in enumerate(logits)})
-    (out / "golden.json").write_text(json.dumps({
-        "case": out.name, "model_type": "llama", "origin": "tests/golden/make_goldens.py, float64", "seed": seed,
-        "prompts": prompts, "greedy": [ids for ids, _ in runs], "min_margin": [round(m, 5) for _, m in runs],
-    }) + "\n")
-    distinct = [len(set(ids)) for ids, _ in runs]
-    print(f"{out.name}: seed {seed}, logit spread {logits[2].std():.2f}, distinct greedy tokens {distinct}")
-
-
-def write_config(out, c):
-    (out / "config.json").write_text(json.dumps(c, indent=1) + "\n")
 
 
 def make_tiny(out):
@@ -194,60 +166,7 @@ def make_quantised(out):
     formats.write_gguf(out / "model.gguf", gguf_metadata(out.name, c, tokens, []), stored)
 
 
-# ---- GGUF's names and order
-def gguf_name(name):
-    fixed = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
-             "lm_head.weight": "output.weight"}
-    if name in fixed:
-        return fixed[name]
-    _, _, layer, *rest = name.split(".")
-    part = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-            "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-            "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-    return f"blk.{layer}.{part['.'.join(rest[:-1])]}.weight"
-
-
-def _rope_rows(c, name, v, to_gguf):
-    """llama.cpp turns neighbouring dimensions (2i, 2i+1) where the hub's layout turns (i, i + head_dim / 2), so the
-    rows of q and k are stored in another order."""
-    if not name.endswith(("q_proj.weight", "k_proj.weight")):
-        return v
-    d = c["head_dim"]
-    split = (2, d // 2) if to_gguf else (d // 2, 2)
-    return np.ascontiguousarray(v.reshape(-1, *split, v.shape[1]).swapaxes(1, 2).reshape(v.shape))
-
-
-def to_gguf_rows(c, name, v):
-    return _rope_rows(c, name, v, True)
-
-
-def from_gguf_rows(c, name, v):
-    return _rope_rows(c, name, v, False)
-
-
-def gguf_metadata(name, c, tokens, merges):
-    d = c["head_dim"]
-    return {
-        "general.architecture": "llama", "general.name": name, "llama.block_count": c["num_hidden_layers"],
-        "llama.context_length": c["max_position_embeddings"], "llama.embedding_length": c["hidden_size"],
-        "llama.feed_forward_length": c["intermediate_size"], "llama.attention.head_count": c["num_attention_heads"],
-        "llama.attention.head_count_kv": c["num_key_value_heads"], "llama.attention.key_length": d,
-        "llama.attention.value_length": d, "llama.attention.layer_norm_rms_epsilon": c["rms_norm_eps"],
-        "llama.rope.dimension_count": d, "llama.rope.freq_base": c["rope_theta"], "llama.vocab_size": c["vocab_size"],
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(tokens) - 3),
-        **({"tokenizer.ggml.merges": merges, "tokenizer.chat_template": CHAT_TEMPLATE} if merges else {}),
-        "tokenizer.ggml.bos_token_id": c["bos_token_id"], "tokenizer.ggml.eos_token_id": c["eos_token_id"],
-        "tokenizer.ggml.padding_token_id": c["pad_token_id"], "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.ggml.add_space_prefix": False,
-    }
-
-
 # ---- a byte-level vocabulary that can spell anything
-CHAT_TEMPLATE = ("{% for message in messages %}{{ '<s>' + message['role'] + '\\n' + message['content'] + '</s>\\n' }}"
-                 "{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}")
-
-
 def vocabulary():
     """Three control tokens, the 256 bytes in GPT-2's letters, and a few merges: 288 tokens."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -288,8 +207,8 @@ def check_forward(case):
     weights = {}
     for file in sorted(case.glob("model*.safetensors")):
         weights.update(formats.read_safetensors(file))
-    worst = max(np.abs(llama.forward(c, weights, p) - want[f"logits.{i}"]).max() for i, p in enumerate(golden["prompts"]))
-    same = all(llama.greedy(c, weights, p, len(g))[0] == g for p, g in zip(golden["prompts"], golden["greedy"]))
+    worst = max(np.abs(dense.forward(c, weights, p) - want[f"logits.{i}"]).max() for i, p in enumerate(golden["prompts"]))
+    same = all(dense.greedy(c, weights, p, len(g))[0] == g for p, g in zip(golden["prompts"], golden["greedy"]))
     print(f"{case.name}: largest logit difference {worst:.1e}, greedy tokens {'equal' if same else 'DIFFER'}")
     return worst > 1e-4 or not same
 

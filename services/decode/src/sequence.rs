@@ -102,6 +102,9 @@ impl Sequence {
     /// Pulls the prompt's KV into the landing while prefill computes it.
     async fn take_over(&self, source: PullFrom) -> Result<TakenOver, Failure> {
         let (tools, context) = (&self.tools, &self.context);
+        let model = tools.worker.model();
+        let max_tokens = model.max_tokens(self.call.prompt.len(), self.call.stop.max_tokens);
+        let key = tools.key.of_rope_state(model.rope_state(max_tokens));
         let pull = Pull {
             address: source.address,
             peer: source.prefill,
@@ -110,11 +113,11 @@ impl Sequence {
             choice: context.choice,
             owner_epoch: context.owner_epoch,
             trace: context.trace.clone(),
-            compatibility: tools.worker.model().compatibility.clone(),
+            compatibility: model.compatibility.clone(),
             checksum: tools.pull.checksum,
             blocks: self.landing.blocks().to_vec(),
             n_tokens: self.call.prompt.len(),
-            hashes: sequence_hashes(&tools.key, &self.call.prompt, tools.worker.arena().block_tokens()),
+            hashes: sequence_hashes(&key, &self.call.prompt, tools.worker.arena().block_tokens()),
             arena: tools.worker.arena().clone(),
             deadline: self.deadline,
             progress_timeout: tools.pull.progress_timeout,

@@ -58,9 +58,11 @@ impl WorkerApi for PrefillService {
                 deadline: Instant::now() + context.deadline,
             })
             .await?;
-        let block_tokens = self.worker.arena().block_tokens();
+        let (model, block_tokens) = (self.worker.model(), self.worker.arena().block_tokens());
+        let max_tokens = model.max_tokens(call.prompt.len(), call.stop.max_tokens);
+        let key = self.key.of_rope_state(model.rope_state(max_tokens));
         let prefill = Prefill {
-            hashes: sequence_hashes(&self.key, &call.prompt, block_tokens),
+            hashes: sequence_hashes(&key, &call.prompt, block_tokens),
             context,
             call,
             source: self.source.clone(),

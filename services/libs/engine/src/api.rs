@@ -118,6 +118,21 @@ pub struct ModelInfo {
     pub weight_bytes: u64,
     /// What computes, for people: `cpu/` and the instruction level. It decides the speed, never the bits.
     pub device: String,
+    /// Sequences of more tokens than this have rotary frequencies of their own; `None`: all have the same.
+    pub rope_switch: Option<usize>,
+}
+
+impl ModelInfo {
+    /// Most tokens that a sequence will ever have: prompt and answer, cut at the context.
+    pub fn max_tokens(&self, n_prompt: usize, max_new: u32) -> usize {
+        n_prompt.saturating_add(max_new as usize).min(self.max_context)
+    }
+
+    /// Which of the model's rotary frequencies a sequence of at most `max_tokens` tokens has. The same tokens have
+    /// another KV under another.
+    pub fn rope_state(&self, max_tokens: usize) -> u8 {
+        u8::from(self.rope_switch.is_some_and(|most| max_tokens > most))
+    }
 }
 
 /// Why a step was not computed.

@@ -257,6 +257,47 @@ fn gguf_settings_that_cannot_be_are_refused_by_name() {
     file("tokenizer.ggml.eos_token_id", Some(Value::U32(40)), "eos_token_id: is 40, outside the vocabulary of 40");
 }
 
+/// Tensors and settings of one family in a file of another have no place.
+#[test]
+fn what_belongs_to_another_family_is_refused_by_name() {
+    let of = |architecture: &str, extra: &[(&str, usize)], message: &str| {
+        let (dir, mut tensors) = (TempDir::new().unwrap(), tensors(false));
+        for &(name, len) in extra {
+            let numbers = vec![1.0; len];
+            tensors.push(Tensor {
+                huggingface: String::new(),
+                gguf: name.into(),
+                shape: vec![len],
+                interleaved: false,
+                numbers,
+            });
+        }
+        let names: Vec<_> =
+            metadata().into_iter().map(|(k, v)| (k.replace("llama.", &format!("{architecture}.")), v)).collect();
+        let metadata = names.iter().map(|(k, v)| match (k.as_str(), v) {
+            ("general.architecture", _) => ("general.architecture", Value::Str(architecture.into())),
+            (k, v) => (k, v.clone()),
+        });
+        refused(&write_gguf(dir.path(), &tensors, metadata.collect(), None), message);
+    };
+    of(
+        "llama",
+        &[("blk.0.attn_q_norm.weight", HEAD)],
+        "1 tensors have no place in this model, the first is \"blk.0.attn_q_norm",
+    );
+    of("qwen2", &[], "tensor \"blk.0.attn_q.bias\" is missing");
+    of("qwen3", &[], "tensor \"blk.0.attn_q_norm.weight\" is missing");
+    of("gemma2", &[], "tensor \"blk.0.post_attention_norm.weight\" is missing");
+    of("gemma3", &[], "gemma3.attention.sliding_window");
+    of("olmo2", &[], "tensor \"blk.0.attn_q_norm.weight\" is missing");
+    of("phi3", &[], "tensor \"blk.0.attn_qkv.weight\" is missing");
+    of("phi3", &[("rope_factors_long.weight", HEAD / 2)], "tensor \"rope_factors_short.weight\" is missing");
+    let both = [("rope_factors_long.weight", HEAD / 2), ("rope_factors_short.weight", HEAD)];
+    of("phi3", &both, "tensor \"rope_factors_short.weight\" has shape [8], expected [4]");
+    let both = [("rope_factors_long.weight", HEAD / 2), ("rope_factors_short.weight", HEAD / 2)];
+    of("phi3", &both, "phi3.rope.scaling.original_context_length");
+}
+
 #[test]
 fn settings_of_the_engine_are_checked() {
     let (dir, tensors) = (TempDir::new().unwrap(), tensors(false));

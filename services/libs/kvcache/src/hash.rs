@@ -47,6 +47,13 @@ impl PrefixKey {
         Self(*hasher.finalize().as_bytes())
     }
 
+    /// The key of sequences whose keys are rotated otherwise: `state` tells the model's sets of frequencies apart.
+    pub fn of_rope_state(&self, state: u8) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("baton 2026-11 prefix key of a rotary state v1");
+        hasher.update(&self.0).update(&[state]);
+        Self(*hasher.finalize().as_bytes())
+    }
+
     /// Hash of a block that holds `tokens` and follows `parent` (`None`: the sequence's first).
     ///
     /// The number of tokens is hashed too: a part of a block never has the whole one's name.
@@ -184,6 +191,8 @@ mod tests {
             changed(|m| m.geometry.element = KvElement::F32),
             changed(|m| m.rope = "yarn".into()),
             changed(|m| m.attention = "softcap".into()),
+            key(&base).of_rope_state(0),
+            key(&base).of_rope_state(1),
         ];
         let hashes: BTreeSet<_> = keys.iter().map(|key| key.block_hash(None, &[1, 2, 3, 4])).collect();
         assert_eq!(hashes.len(), keys.len());

@@ -28,7 +28,7 @@ pub(crate) struct Parts {
     pub(crate) choice: u32,
     pub(crate) sampling: SamplingParams,
     pub(crate) stop: StopParams,
-    pub(crate) max_context: usize,
+    pub(crate) max_tokens: usize,
 }
 
 impl Sequence {
@@ -39,7 +39,7 @@ impl Sequence {
         Self {
             tokens,
             n_prompt,
-            max_tokens: n_prompt.saturating_add(parts.stop.max_tokens as usize).min(parts.max_context),
+            max_tokens: parts.max_tokens,
             choice: parts.choice,
             sampling: parts.sampling,
             stop: parts.stop,
@@ -92,7 +92,8 @@ mod tests {
     fn check(stop: StopParams, max_context: usize, feed: &[TokenId], expected: Option<(u32, FinishReason)>) {
         let prompt = Arc::from([5, 6, 7]);
         let sampling = SamplingParams::default();
-        let mut sequence = Sequence::new(Parts { prompt, generated: vec![], choice: 0, sampling, stop, max_context });
+        let max_tokens = (3 + stop.max_tokens as usize).min(max_context);
+        let mut sequence = Sequence::new(Parts { prompt, generated: vec![], choice: 0, sampling, stop, max_tokens });
         for &token in feed {
             let token = sequence.accept(Sampled { token, logprob: None, top: vec![] }, &[1, 2]);
             if let Some(finish) = token.finish {

@@ -10,7 +10,7 @@ use types::{Compatibility, KvElement, KvGeometry, LayerKv, LayerKvKind, PROTOCOL
 use crate::cpu::embedding::Embedding;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::{CpuEngine, Layer, Network};
-use crate::model::{LayerConfig, ModelConfig, ModelFiles, Role, Tensor, Weights};
+use crate::model::{LayerConfig, ModelConfig, ModelFiles, Role, Rope, Tensor, Weights};
 use crate::{Compute, EngineConfig, LoadError, LoadProgress, ModelInfo, ModelSource};
 
 /// Most tokens of a block.
@@ -210,6 +210,7 @@ fn model_info(
             drafter: String::new(),
             numerics: format!("{}/{}", kernels::NUMERICS, settings.compute.as_str()),
         },
+        rope_switch: config.ropes.iter().find_map(Rope::original_context),
         weight_bytes: (weight_bytes + network.embedding.n_bytes() + network.head.n_bytes()) as u64,
         device: format!("cpu/{isa}"),
     }

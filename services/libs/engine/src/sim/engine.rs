@@ -215,5 +215,6 @@ fn model_info(config: &SimConfig) -> ModelInfo {
         },
         weight_bytes: 0,
         device: "sim".into(),
+        rope_switch: None,
     }
 }

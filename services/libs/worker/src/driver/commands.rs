@@ -82,12 +82,12 @@ impl Driver {
     fn prefill(&mut self, job: PrefillJob) -> Result<PrefillRun, Failure> {
         self.check_open()?;
         let mut sequence = self.sequence(Parts {
+            max_tokens: self.model.max_tokens(job.prompt.len(), job.stop.max_tokens),
             prompt: job.prompt,
             generated: Vec::new(),
             choice: job.key.choice,
             sampling: job.sampling,
             stop: job.stop,
-            max_context: self.model.max_context,
         });
         sequence.progress = Some(tokio::sync::watch::channel(0).0);
         let submission = self.submission(Kind::Prefill, &sequence, job.deadline);
@@ -123,12 +123,12 @@ impl Driver {
         }
         let n_generated = generated.len();
         let sequence = self.sequence(Parts {
+            max_tokens: self.model.max_tokens(job.prompt.len(), job.stop.max_tokens),
             prompt: job.prompt,
             generated,
             choice: job.key.choice,
             sampling: job.sampling,
             stop: job.stop,
-            max_context: self.model.max_context,
         });
         let submission = self.submission(Kind::Decode, &sequence, job.deadline);
         let submitted = self.scheduler.submit_landed(self.now(), landing.id, n_computed, submission);

@@ -5,7 +5,7 @@ use kernels::cpu::Activation;
 
 use super::{Defaults, Family, attention_bias, cap, only_causal, sliding_window, windows};
 use crate::LoadError;
-use crate::model::checks::{LAYERS_MAX, unsupported};
+use crate::model::checks::{CONTEXT_MAX, LAYERS_MAX, unsupported};
 use crate::model::gguf::Keys;
 use crate::model::huggingface::Fields;
 use crate::model::rope::gguf as gguf_rope;
@@ -76,7 +76,7 @@ fn gguf(keys: &Keys<'_>, model: &mut ModelConfig) -> Result<(), LoadError> {
     model.score_cap = keys.cap("attn_logit_softcapping", None)?;
     model.logit_cap = keys.cap("final_logit_softcapping", None)?;
     let pattern = keys.size_or("attention.sliding_window_pattern", LAYERS_MAX, PATTERN)?;
-    let window = keys.size("attention.sliding_window", model.max_context as u64)?;
+    let window = keys.size("attention.sliding_window", CONTEXT_MAX)?;
     for (index, layer) in model.layers.iter_mut().enumerate() {
         layer.window = (!(index + 1).is_multiple_of(pattern)).then_some(window);
     }
