@@ -16,7 +16,16 @@ import workers
 
 CORES = sorted(os.sched_getaffinity(0))
 LOADS = {"a loop on one core": CORES[:1], "a loop on every core": CORES}
-LOOP = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); print(flush=True)\nwhile True: pass"
+# Looks now and then whether its parent is still there, so that it never outlives a measurement that was killed.
+LOOP = """
+import os, sys
+parent = os.getppid()
+os.sched_setaffinity(0, {int(sys.argv[1])})
+print(flush=True)
+while os.getppid() == parent:
+    for _ in range(100_000):
+        pass
+"""
 
 
 @contextlib.contextmanager

@@ -39,7 +39,8 @@ def contention(result):
 
 
 def foot(result, note):
-    return f"{note} {result['date']}, {result['threads']} threads, {result['machine']}"
+    """Lines below the bars."""
+    return [note, f"{result['date']}, {result['threads']} threads, {result['machine']}"]
 
 
 def svg(groups, foot):
@@ -66,7 +67,8 @@ def svg(groups, foot):
             out.append(f'<text x="{max(greatest, place(value["median"])) + 8:.1f}" y="{middle + 4.5}">{escape(text)}</text>')
             y += BAR + GAP
         y += 6
-    y += 14
-    out.append(f'<text class="small" x="8" y="{y}">{escape(foot)}</text>')
+    for line in foot:
+        y += 14
+        out.append(f'<text class="small" x="8" y="{y}">{escape(line)}</text>')
     size = f'width="{WIDTH}" height="{y + 10}" viewBox="0 0 {WIDTH} {y + 10}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>\n' + "\n".join(out) + "\n</svg>\n"

@@ -103,7 +103,7 @@ def comparison_text(result):
 
 def comparison_markdown(result):
     note = "Median (least to most), then how many times as fast `baton` is: the median of the pairs' ratios."
-    return f"{markdown_table(rows(result))}\n\n{note}\n\n{markdown_origin(result)}"
+    return f"{markdown_table(rows(result))}\n\n{note}\n\n![the same as bars](engine.svg)\n\n{markdown_origin(result)}"
 
 
 def contention_rows(result):
@@ -117,7 +117,9 @@ def contention_text(result):
 
 
 def contention_markdown(result):
-    return f"{markdown_table(contention_rows(result))}\n\nMedian (least to most) of the pairs.\n\n{markdown_origin(result)}"
+    note = "Median (least to most) of the pairs."
+    plot = "![the same as bars](contention.svg)"
+    return f"{markdown_table(contention_rows(result))}\n\n{note}\n\n{plot}\n\n{markdown_origin(result)}"
 
 
 def origin(result):
