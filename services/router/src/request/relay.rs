@@ -121,7 +121,10 @@ impl Choice {
         let prefill = prefill_worker.info.worker.clone();
         match word {
             Ok(First { token, cached, phases }) => {
-                self.served_by(&prefill_worker);
+                // Decode may have computed the first token before.
+                if self.journal.is_empty() {
+                    self.served_by(&prefill_worker);
+                }
                 relay.prefill_phases = phases;
                 self.summary.cached = cached;
                 for token in std::iter::once(token).chain(relay.held.take()) {
