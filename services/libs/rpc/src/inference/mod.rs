@@ -149,6 +149,7 @@ pub struct StreamEnd {
 }
 
 /// An event of a generation.
+#[allow(clippy::large_enum_variant, reason = "one end in a stream: a box would only be in the readers' way")]
 #[derive(Clone, PartialEq, Debug)]
 pub enum InferenceEvent {
     /// More of a choice.
