@@ -5,22 +5,31 @@
 use std::hint::black_box;
 
 use kernels::Isa;
-use kernels::cpu::{Attention, Cpu, Heads, Inputs, KvFormat, KvRows, Linear, Matrix, RopeTable, Span, Store, Visible};
+use kernels::cpu::{
+    Activation, Attention, Cpu, Heads, Inputs, KvFormat, KvRows, Linear, Matrix, RopeTable, Rows, Span, Store, Visible,
+};
 use kernels::kv::{KvArena, Pin};
 use kernels::quant::{QuantFormat, encode};
 
 /// Elements of a row, of a head's cache and of a gate.
-const DIM: usize = 576;
+const DIM: usize = 512;
 const HEADS: Heads = Heads { n_q: 9, n_kv: 3, head_dim: 64, format: KvFormat::F16, block_tokens: 16 };
 const FF_DIM: usize = 1_536;
 
 fn main() {
     for isa in Isa::available() {
         let mut cpu = Cpu::new(1, isa);
-        for format in [QuantFormat::Q4_0, QuantFormat::Q4_1, QuantFormat::Q8_0] {
-            let linear = quantized(&mut cpu, format);
+        for (format, inputs) in [
+            (QuantFormat::Q4_0, Inputs::Coarse),
+            (QuantFormat::Q4_1, Inputs::Coarse),
+            (QuantFormat::Q4_1, Inputs::Fine),
+            (QuantFormat::Q8_0, Inputs::Fine),
+            (QuantFormat::Q4K, Inputs::Coarse),
+            (QuantFormat::Q6K, Inputs::Coarse),
+        ] {
+            let linear = quantized(&mut cpu, format, inputs);
             for n_rows in [1, 16] {
-                matmul(&mut cpu, &linear, n_rows, &format!("matmul {format:?}, {n_rows} rows"));
+                matmul(&mut cpu, &linear, n_rows, &format!("matmul {format:?} {inputs:?}, {n_rows} rows"));
             }
         }
         let linear = floats(&mut cpu);
@@ -48,12 +57,12 @@ fn count(isa: Isa, kernel: &str, mut work: impl FnMut()) {
     measured(&mut work);
 }
 
-fn quantized(cpu: &mut Cpu, format: QuantFormat) -> Linear {
+fn quantized(cpu: &mut Cpu, format: QuantFormat, inputs: Inputs) -> Linear {
     let stored = encode::quantize(format, &numbers(DIM * DIM));
     let row_bytes = format.bytes_of(DIM);
     let row = |o: usize| &stored[o * row_bytes..(o + 1) * row_bytes];
-    let matrix = Matrix::pack_int8(cpu.pool(), format, DIM, DIM, &row).expect("the format has a packed form");
-    Linear::new(vec![matrix], None).with_inputs(Inputs::Fine)
+    let matrix = Matrix::pack_integer(cpu.pool(), format, DIM, DIM, &row).expect("the format has a packed form");
+    Linear::new(vec![matrix], None).with_inputs(inputs)
 }
 
 fn floats(cpu: &mut Cpu) -> Linear {
@@ -65,8 +74,8 @@ fn floats(cpu: &mut Cpu) -> Linear {
 fn matmul(cpu: &mut Cpu, linear: &Linear, n_rows: usize, name: &str) {
     let (x, mut out) = (numbers(n_rows * DIM), vec![0.0; n_rows * DIM]);
     // Once before: buffers kept from call to call are made then.
-    cpu.matmul(linear, &x, &mut out, Store::Replace);
-    count(cpu.isa(), name, || cpu.matmul(linear, black_box(&x), &mut out, Store::Replace));
+    cpu.matmul(linear, Rows::new(&x), &mut out, Store::Replace);
+    count(cpu.isa(), name, || cpu.matmul(linear, Rows::new(black_box(&x)), &mut out, Store::Replace));
 }
 
 /// Rows `context..context + n_rows` of a sequence: rotary embedding and cache, then attention.
@@ -77,16 +86,17 @@ fn attention(cpu: &mut Cpu, context: usize, n_rows: usize) {
     let mut qkv = numbers(n_tokens * HEADS.qkv_dim());
     let (before, rows) = qkv.split_at_mut(context * HEADS.qkv_dim());
     let mut table = RopeTable::default();
-    table.fill(cpu, 0..context as u32, &inv_freq, 1.0);
+    let positions = |range: std::ops::Range<usize>| range.map(|p| (p as u32, &inv_freq[..]));
+    table.fill(cpu, inv_freq.len(), positions(0..context), 1.0);
     cpu.rope_and_append(before, &HEADS, &table, &arena, 0, &runs(0, context)).expect("blocks are there");
-    table.fill(cpu, context as u32..n_tokens as u32, &inv_freq, 1.0);
+    table.fill(cpu, inv_freq.len(), positions(context..n_tokens), 1.0);
     let runs = runs(context, n_tokens);
     count(cpu.isa(), &format!("rope and append, {n_rows} rows"), || {
         cpu.rope_and_append(rows, &HEADS, &table, &arena, 0, &runs).expect("blocks are there");
     });
     let pins: Vec<Pin<'_>> = (0..n_tokens.div_ceil(16)).map(|b| arena.pin(b as u32)).collect();
     let span = Span { blocks: &pins, n_rows, visible: Visible::Causal { first_row: context } };
-    let attention = Attention { heads: &HEADS, layer: 0, scale: 0.125 };
+    let attention = Attention { heads: &HEADS, layer: 0, scale: 0.125, softcap: None, window: None };
     let mut out = vec![0.0; n_rows * HEADS.n_q * HEADS.head_dim];
     let isa = cpu.isa();
     count(isa, &format!("attention at {context}, {n_rows} rows"), || {
@@ -110,8 +120,14 @@ fn row_operations(cpu: &mut Cpu) {
     let (x, weight, mut out) = (numbers(16 * DIM), numbers(DIM), vec![0.0; 16 * DIM]);
     let isa = cpu.isa();
     count(isa, "rms_norm, 16 rows", || cpu.rms_norm(black_box(&x), &weight, 1e-5, &mut out));
-    let (gate_up, mut out) = (numbers(16 * 2 * FF_DIM), vec![0.0; 16 * FF_DIM]);
-    count(isa, "swiglu, 16 rows", || cpu.swiglu(black_box(&gate_up), FF_DIM, &mut out));
+    let parts = [0; 2].map(|_| {
+        let row = |_: usize, out: &mut [f32]| out.fill(0.1);
+        Matrix::pack(cpu.pool(), FF_DIM, 32, &row)
+    });
+    let (gate_up, x, mut out) = (Linear::new(parts.into(), None), numbers(16 * 32), vec![0.0; 16 * FF_DIM]);
+    count(isa, "gates of a small matmul, 16 rows", || {
+        cpu.matmul_gated(&gate_up, Rows::new(black_box(&x)), Activation::Silu, &mut out);
+    });
 }
 
 /// A fixed sequence in -1..1.

@@ -19,6 +19,8 @@ use crate::pool::SharedMut;
 
 /// Query rows of one task: they share each loaded tile of keys and values.
 const TASK_ROWS: usize = 16;
+/// Tiles that are asked for ahead of their use by a single row.
+const SINGLE_AHEAD: usize = 3;
 
 /// Attention of one layer.
 pub struct Attention<'a> {
@@ -193,6 +195,11 @@ impl Tile<'_> {
         for first_key in (begin(0) / LANES * LANES..n_seen).step_by(LANES) {
             let n_keys = LANES.min(n_seen - first_key);
             if single {
+                // A tile is read in less time than it takes to come.
+                let ahead = first_key + SINGLE_AHEAD * LANES;
+                if ahead < n_seen {
+                    self.prefetch(l, cache_row(ahead), n_seen - ahead);
+                }
                 let keys = begin(0).saturating_sub(first_key)..n_keys;
                 self.single_tile(l, &mut scratch, keys, n_keys, |i| cache_row(first_key + i));
                 continue;
@@ -268,7 +275,10 @@ impl Tile<'_> {
         let keys = scratch.keys.as_chunks::<LANES>().0;
         let n_chunks = scratch.padded / LANES;
         for chunk in 0..n_chunks {
-            let rows = std::array::from_fn(|i| l.load(&keys[i * n_chunks + chunk]));
+            let mut rows = [l.splat(0.0); LANES];
+            for i in 0..LANES {
+                rows[i] = l.load(&keys[i * n_chunks + chunk]);
+            }
             let columns = scratch.keys_transposed.as_chunks_mut::<LANES>().0;
             for (column, to) in l.transpose(rows).into_iter().zip(&mut columns[chunk * LANES..]) {
                 l.store(to, column);

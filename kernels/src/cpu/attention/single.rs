@@ -34,10 +34,20 @@ impl Tile<'_> {
         cache_row: impl Fn(usize) -> usize,
     ) {
         let heads = self.attention.heads;
-        let [key_rows, value_rows] = [self.task.kv_head, heads.n_kv + self.task.kv_head]
-            .map(|plane| -> Rows<'_> { std::array::from_fn(|i| self.cache_row(plane, cache_row(i.min(n_keys - 1)))) });
+        let none: &[[u16; LANES]] = &[];
+        let (mut key_rows, mut value_rows): (Rows<'_>, Rows<'_>) = ([none; LANES], [none; LANES]);
+        for i in 0..LANES {
+            // Past the last key its row once more: nothing of it is used.
+            let row = cache_row(i.min(n_keys - 1));
+            key_rows[i] = self.cache_row(self.task.kv_head, row);
+            value_rows[i] = self.cache_row(heads.n_kv + self.task.kv_head, row);
+        }
         for (chunk, columns) in scratch.halves.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            *columns = l.transpose_halves(key_rows.map(|row| &row[chunk]));
+            let mut rows = [&key_rows[0][chunk]; LANES];
+            for i in 0..LANES {
+                rows[i] = &key_rows[i][chunk];
+            }
+            l.transpose_halves(rows, columns);
         }
         for first in (0..self.task.n_heads).step_by(HEADS) {
             match self.task.n_heads - first {
@@ -61,6 +71,7 @@ impl Tile<'_> {
 
 /// `N` heads from `first` on.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "indices stand in several arrays")]
 fn single<L: Lanes, const N: usize>(
     l: L,
     scratch: &mut Scratch,
@@ -75,16 +86,24 @@ fn single<L: Lanes, const N: usize>(
             acc[i] = l.fma(l.splat(q[first + i]), key, acc[i]);
         }
     }
-    for i in 0..N {
-        l.store(&mut scratch.scores.as_chunks_mut::<LANES>().0[first + i], acc[i]);
+    for (scores, acc) in scratch.scores.as_chunks_mut::<LANES>().0[first..].iter_mut().zip(acc) {
+        l.store(scores, acc);
     }
-    let shrink: [L::F; N] = std::array::from_fn(|i| scratch.weigh(l, first + i, keys.clone()));
+    // No closures over lanes: what a closure does may be compiled without the level's instructions.
+    let mut shrink = [l.splat(0.0); N];
+    let mut weights = [[0.0; LANES]; N];
+    for i in 0..N {
+        shrink[i] = scratch.weigh(l, first + i, keys.clone());
+        weights[i] = scratch.scores.as_chunks::<LANES>().0[first + i];
+    }
     let n_vectors = scratch.sum_vectors();
-    let weights: [[f32; LANES]; N] = std::array::from_fn(|i| scratch.scores.as_chunks::<LANES>().0[first + i]);
     let sums = scratch.sums.as_flattened_mut();
     for vector in 0..scratch.padded / LANES {
         let at = |i: usize| (first + i) * n_vectors + vector;
-        let mut acc: [L::F; N] = std::array::from_fn(|i| l.mul(l.load(&sums[at(i)]), shrink[i]));
+        let mut acc = shrink;
+        for i in 0..N {
+            acc[i] = l.mul(l.load(&sums[at(i)]), shrink[i]);
+        }
         for key in keys.clone() {
             let value = l.load_f16(&values[key][vector]);
             for i in 0..N {

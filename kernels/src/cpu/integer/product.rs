@@ -72,6 +72,7 @@ impl IntegerProduct<'_> {
 
     /// `N` rows times one strip; returns `N`.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "indices stand in several arrays")]
     fn tile<L: Lanes, R: Record, const W: usize, const N: usize>(
         &self,
         l: L,
@@ -121,12 +122,6 @@ fn dots<L: Lanes, R: Record, const W: usize, const N: usize>(
     half: usize,
 ) -> [L::I; N] {
     let pairs = half * FOURS / 2 / R::SCALES..(half + 1) * FOURS / 2 / R::SCALES;
-    let offset = |r: usize| {
-        let sums = block.sums[first_row + r];
-        let sum = if R::SCALES == 1 { sums[0].wrapping_add(sums[1]) } else { sums[half] };
-        l.splat_i32(sum.wrapping_mul(-R::OFFSET))
-    };
-    let start = |r: usize| if R::OFFSET == 0 { l.splat_i32(0) } else { offset(r) };
     let words: [&[i32; W]; N] = std::array::from_fn(|r| &block.words[first_row + r]);
     if W == FOURS && R::SMALL {
         let mut sums = [l.small(); N];
@@ -137,12 +132,19 @@ fn dots<L: Lanes, R: Record, const W: usize, const N: usize>(
                 }
             }
         }
-        return std::array::from_fn(|r| {
-            let sum = l.small_sum(sums[r]);
-            if R::OFFSET == 0 { sum } else { l.add_i32(sum, offset(r)) }
-        });
+        let mut wide = [l.splat_i32(0); N];
+        for r in 0..N {
+            wide[r] = l.small_sum(sums[r]);
+            if R::OFFSET != 0 {
+                wide[r] = l.add_i32(wide[r], l.splat_i32(offset::<R, W>(block, first_row + r, half)));
+            }
+        }
+        return wide;
     }
-    let mut sums: [L::I; N] = std::array::from_fn(start);
+    let mut sums = [l.splat_i32(0); N];
+    for (r, sum) in sums.iter_mut().enumerate() {
+        *sum = l.splat_i32(offset::<R, W>(block, first_row + r, half));
+    }
     for pair in pairs {
         for (i, codes) in record.codes(l, pair).into_iter().enumerate() {
             let four = 2 * pair + i;
@@ -161,4 +163,12 @@ fn dots<L: Lanes, R: Record, const W: usize, const N: usize>(
         }
     }
     sums
+}
+
+/// What is left of a sum when the codes' offset is taken off.
+#[inline(always)]
+fn offset<R: Record, const W: usize>(block: &Block<W>, row: usize, half: usize) -> i32 {
+    let sums = block.sums[row];
+    let sum = if R::SCALES == 1 { sums[0].wrapping_add(sums[1]) } else { sums[half] };
+    sum.wrapping_mul(-R::OFFSET)
 }

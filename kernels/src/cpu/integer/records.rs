@@ -180,7 +180,7 @@ impl Record for Q6K {
     fn codes<L: Lanes>(&self, l: L, pair: usize) -> [L::B; 2] {
         let [low, high] = nibbles(l, &self.codes[pair]);
         let plane = l.load_bytes(&self.high[pair / 2]);
-        let left = if pair % 2 == 0 { 0 } else { 4 };
+        let left = if pair.is_multiple_of(2) { 0 } else { 4 };
         [l.or(low, l.bits(plane, left, 0, 48)), l.or(high, l.bits(plane, left, 2, 48))]
     }
     #[inline(always)]

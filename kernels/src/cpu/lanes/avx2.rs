@@ -144,8 +144,8 @@ impl Lanes for Avx2 {
         out
     }
     #[inline(always)]
-    fn transpose_halves(self, rows: [&[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
-        op!(transpose_halves(rows))
+    fn transpose_halves(self, rows: [&[u16; LANES]; LANES], out: &mut [[u16; LANES]; LANES]) {
+        op!(transpose_halves(rows, out))
     }
     #[inline(always)]
     fn sum(self, x: Pair) -> f32 {
@@ -287,38 +287,47 @@ unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
 }
 
 /// Transposes 16-bit numbers: 8 x 8 within 128 bits, then the quarters.
-///
-/// # Safety
-/// The machine has AVX2.
-#[inline(always)]
-pub(super) unsafe fn transpose_halves(rows: [&[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
-    // SAFETY: the caller's word; loads and stores are of arrays of exactly 32 bytes, unaligned forms.
-    unsafe {
-        let half = |rows: &[&[u16; LANES]]| {
-            let r: [__m256i; 8] = std::array::from_fn(|i| _mm256_loadu_si256(rows[i].as_ptr().cast()));
-            // Pairs of rows, pairs of pairs, and those: column `c` of eight rows in either 128 bits.
-            let t: [__m256i; 8] = std::array::from_fn(|i| {
-                let (a, b) = (r[i / 2 * 2], r[i / 2 * 2 + 1]);
-                if i % 2 == 0 { _mm256_unpacklo_epi16(a, b) } else { _mm256_unpackhi_epi16(a, b) }
-            });
-            let u: [__m256i; 8] = std::array::from_fn(|i| {
-                // Rows 0 to 3 (then 4 to 7), two columns each.
-                let (base, column) = (i / 4 * 4, i % 4);
-                let (a, b) = (t[base + column / 2], t[base + 2 + column / 2]);
-                if column % 2 == 0 { _mm256_unpacklo_epi32(a, b) } else { _mm256_unpackhi_epi32(a, b) }
-            });
-            std::array::from_fn::<__m256i, 8, _>(|column| {
-                let (a, b) = (u[column / 2], u[4 + column / 2]);
-                if column % 2 == 0 { _mm256_unpacklo_epi64(a, b) } else { _mm256_unpackhi_epi64(a, b) }
-            })
-        };
-        let (first, second) = (half(&rows[..8]), half(&rows[8..]));
-        let mut out = [[0; LANES]; LANES];
-        for column in 0..8 {
-            let (a, b) = (first[column], second[column]);
-            _mm256_storeu_si256(out[column].as_mut_ptr().cast(), _mm256_permute2x128_si256::<0x20>(a, b));
-            _mm256_storeu_si256(out[8 + column].as_mut_ptr().cast(), _mm256_permute2x128_si256::<0x31>(a, b));
+#[target_feature(enable = "avx2")]
+pub(super) fn transpose_halves(rows: [&[u16; LANES]; LANES], out: &mut [[u16; LANES]; LANES]) {
+    let first = transpose_eight(&rows, 0);
+    let second = transpose_eight(&rows, 8);
+    for column in 0..8 {
+        let (a, b) = (first[column], second[column]);
+        let (low, high) = (_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b));
+        // SAFETY: stores to arrays of exactly 32 bytes, unaligned forms.
+        unsafe {
+            _mm256_storeu_si256(out[column].as_mut_ptr().cast(), low);
+            _mm256_storeu_si256(out[8 + column].as_mut_ptr().cast(), high);
         }
-        out
     }
+}
+
+/// Columns of eight rows from `first` on: `c` and `c + 8` in the two halves of register `c`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose_eight(rows: &[&[u16; LANES]; LANES], first: usize) -> [__m256i; 8] {
+    let mut r = [_mm256_setzero_si256(); 8];
+    for i in 0..8 {
+        // SAFETY: a load from an array of exactly 32 bytes, unaligned form.
+        r[i] = unsafe { _mm256_loadu_si256(rows[first + i].as_ptr().cast()) };
+    }
+    // Pairs of rows, then pairs of pairs, then those.
+    let mut t = r;
+    for i in 0..4 {
+        t[2 * i] = _mm256_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    let mut u = t;
+    for base in [0, 4] {
+        for i in 0..2 {
+            u[base + 2 * i] = _mm256_unpacklo_epi32(t[base + i], t[base + 2 + i]);
+            u[base + 2 * i + 1] = _mm256_unpackhi_epi32(t[base + i], t[base + 2 + i]);
+        }
+    }
+    let mut columns = u;
+    for i in 0..4 {
+        columns[2 * i] = _mm256_unpacklo_epi64(u[i], u[4 + i]);
+        columns[2 * i + 1] = _mm256_unpackhi_epi64(u[i], u[4 + i]);
+    }
+    columns
 }

@@ -142,8 +142,8 @@ impl Lanes for Avx512 {
         })
     }
     #[inline(always)]
-    fn transpose_halves(self, rows: [&[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
-        op!(super::avx2::transpose_halves(rows))
+    fn transpose_halves(self, rows: [&[u16; LANES]; LANES], out: &mut [[u16; LANES]; LANES]) {
+        op!(super::avx2::transpose_halves(rows, out))
     }
     #[inline(always)]
     fn sum(self, x: __m512) -> f32 {

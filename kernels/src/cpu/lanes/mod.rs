@@ -68,8 +68,12 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];
     /// As [`Lanes::transpose`], of 16-bit numbers.
     #[inline(always)]
-    fn transpose_halves(self, rows: [&[u16; LANES]; LANES]) -> [[u16; LANES]; LANES] {
-        std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
+    fn transpose_halves(self, rows: [&[u16; LANES]; LANES], out: &mut [[u16; LANES]; LANES]) {
+        for (j, row) in rows.into_iter().enumerate() {
+            for (out, x) in out.iter_mut().zip(row) {
+                out[j] = *x;
+            }
+        }
     }
     /// Sum of the lanes: 16 to 8 to 4 to 2 to 1, lane `i` with lane `i + half` each time.
     fn sum(self, x: Self::F) -> f32;
@@ -177,8 +181,10 @@ mod tests {
             let bytes: [u8; 4 * LANES] = std::array::from_fn(|i| (i * 37 + i / 7) as u8);
             let bytes = l.load_bytes(&bytes);
             let halves: [[u16; LANES]; LANES] = std::array::from_fn(|i| std::array::from_fn(|j| (i * 16 + j) as u16));
-            for row in l.transpose_halves(halves.each_ref()) {
-                keep(l.load_f16(&row));
+            let mut columns = [[0; LANES]; LANES];
+            l.transpose_halves(halves.each_ref(), &mut columns);
+            for column in &columns {
+                keep(l.load_f16(column));
             }
             let start = l.splat_i32(-70_000);
             for x in [[127, -127, 1, -1], [-127; 4], [127; 4], [3, 0, -9, 77_i8]] {
