@@ -62,7 +62,7 @@ fn quantized(cpu: &mut Cpu, format: QuantFormat, inputs: Inputs) -> Linear {
     let row_bytes = format.bytes_of(DIM);
     let row = |o: usize| &stored[o * row_bytes..(o + 1) * row_bytes];
     let matrix = Matrix::pack_integer(cpu.pool(), format, DIM, DIM, &row).expect("the format has a packed form");
-    Linear::new(vec![matrix], None).with_inputs(inputs)
+    Linear::new(vec![matrix.with_inputs(inputs)], None)
 }
 
 fn floats(cpu: &mut Cpu) -> Linear {

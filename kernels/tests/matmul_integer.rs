@@ -44,7 +44,7 @@ fn check(format: QuantFormat, inputs: Inputs, n_rows: usize, k: usize, n_out: us
     for mut cpu in all_cpus() {
         let row = |o: usize| &stored[o * row_bytes..(o + 1) * row_bytes];
         let matrix = Matrix::pack_integer(cpu.pool(), format, n_out, k, &row).unwrap();
-        let linear = Linear::new(vec![matrix], None).with_inputs(inputs);
+        let linear = Linear::new(vec![matrix.with_inputs(inputs)], None);
         let mut unpacked = vec![0.0; n_out * k];
         unpacked.chunks_exact_mut(k).enumerate().for_each(|(o, out)| linear.read_row(o, out));
         assert_eq!(bits(&unpacked), bits(&weights), "{format:?} unpacked");

@@ -156,7 +156,7 @@ impl Product<'_> {
                 launch(self.isa, FloatProduct { weights: floats, strips, x, k: self.k, columns });
             }
             Weights::Integer(integer) => {
-                let fine = weights.takes_fine(integer);
+                let fine = matrix.takes_fine(integer);
                 let product = IntegerProduct { weights: integer, strips, x: self.quantized, fine, rows, columns };
                 launch(self.isa, product);
             }

@@ -14,6 +14,7 @@ pub(super) const STRIPS: usize = PANEL / super::lanes::LANES;
 pub struct Matrix {
     n_out: usize,
     k: usize,
+    inputs: Inputs,
     weights: Weights,
 }
 
@@ -29,7 +30,12 @@ impl Matrix {
     /// Packs, in float32, a matrix whose row `o` the function writes into the given `k` floats.
     pub fn pack(pool: &mut Pool, n_out: usize, k: usize, row: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Self {
         let n_strips = n_out.div_ceil(PANEL) * STRIPS;
-        Self { n_out, k, weights: Weights::Float(FloatStrips::pack(pool, n_strips, n_out, k, row)) }
+        Self {
+            n_out,
+            k,
+            inputs: Inputs::Coarse,
+            weights: Weights::Float(FloatStrips::pack(pool, n_strips, n_out, k, row)),
+        }
     }
 
     /// Packs, as it is stored, a matrix whose row `o` the function gives in a format of 16 bits; `None` if `format` is
@@ -43,7 +49,7 @@ impl Matrix {
     ) -> Option<Self> {
         let n_strips = n_out.div_ceil(PANEL) * STRIPS;
         let weights = FloatStrips::pack_stored(pool, format, n_strips, n_out, k, row)?;
-        Some(Self { n_out, k, weights: Weights::Float(weights) })
+        Some(Self { n_out, k, inputs: Inputs::Coarse, weights: Weights::Float(weights) })
     }
 
     /// Packs, for quantised inputs, a matrix whose row `o` the function gives as stored in `format`; `None` if there
@@ -59,7 +65,17 @@ impl Matrix {
             return None;
         }
         let n_strips = n_out.div_ceil(PANEL) * STRIPS;
-        Some(Self { n_out, k, weights: Weights::Integer(IntegerWeights::pack(pool, format, n_strips, n_out, k, row)) })
+        Some(Self {
+            n_out,
+            k,
+            inputs: Inputs::Coarse,
+            weights: Weights::Integer(IntegerWeights::pack(pool, format, n_strips, n_out, k, row)),
+        })
+    }
+
+    /// Sets how exactly a matrix packed for quantised inputs takes them; coarse at first.
+    pub fn with_inputs(self, inputs: Inputs) -> Self {
+        Self { inputs, ..self }
     }
 
     /// Outputs.
@@ -101,6 +117,11 @@ impl Matrix {
         &self.weights
     }
 
+    /// Whether its weights, `weights`, take inputs in 16 bits.
+    pub(super) fn takes_fine(&self, weights: &IntegerWeights) -> bool {
+        self.inputs == Inputs::Fine || weights.needs_fine()
+    }
+
     fn integer(&self) -> Option<&IntegerWeights> {
         match &self.weights {
             Weights::Integer(weights) => Some(weights),
@@ -113,7 +134,6 @@ impl Matrix {
 pub struct Linear {
     parts: Vec<Matrix>,
     bias: Option<Vec<f32>>,
-    inputs: Inputs,
     n_out: usize,
     k: usize,
 }
@@ -128,12 +148,7 @@ impl Linear {
         let n_out = parts.iter().map(Matrix::n_out).sum();
         assert!(parts.iter().all(|p| p.k == k), "parts share their input");
         assert!(bias.as_ref().is_none_or(|b| b.len() == n_out), "one bias per output");
-        Self { parts, bias, inputs: Inputs::Coarse, n_out, k }
-    }
-
-    /// Sets how exactly parts packed for quantised inputs take them; coarse at first.
-    pub fn with_inputs(self, inputs: Inputs) -> Self {
-        Self { inputs, ..self }
+        Self { parts, bias, n_out, k }
     }
 
     /// Outputs.
@@ -153,8 +168,8 @@ impl Linear {
 
     /// Whether a part takes inputs in 8 bits, and whether one takes them in 16.
     pub(super) fn integer_inputs(&self) -> (bool, bool) {
-        let fine = |matrix: &Matrix| matrix.integer().map(|w| self.takes_fine(w));
-        (self.parts.iter().any(|p| fine(p) == Some(false)), self.parts.iter().any(|p| fine(p) == Some(true)))
+        let some = |fine| self.parts.iter().any(|p| p.integer().is_some_and(|w| p.takes_fine(w) == fine));
+        (some(false), some(true))
     }
 
     /// Whether a part takes inputs as they are.
@@ -165,11 +180,6 @@ impl Linear {
     /// Outputs of each part.
     pub(super) fn part_outputs(&self) -> impl Iterator<Item = usize> {
         self.parts.iter().map(Matrix::n_out)
-    }
-
-    /// Whether weights of this layer take inputs in 16 bits.
-    pub(super) fn takes_fine(&self, weights: &IntegerWeights) -> bool {
-        self.inputs == Inputs::Fine || weights.needs_fine()
     }
 
     /// Writes the weights of output `row`; see [`Matrix::read_row`].

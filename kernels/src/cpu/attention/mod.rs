@@ -20,7 +20,7 @@ use crate::pool::SharedMut;
 /// Query rows of one task: they share each loaded tile of keys and values.
 const TASK_ROWS: usize = 16;
 /// Tiles that are asked for ahead of their use by a single row.
-const SINGLE_AHEAD: usize = 3;
+const SINGLE_AHEAD: usize = 8;
 
 /// Attention of one layer.
 pub struct Attention<'a> {

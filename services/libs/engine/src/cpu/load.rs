@@ -134,7 +134,7 @@ impl Loader<'_> {
         let mut biased = false;
         for &role in roles {
             let tensor = self.weights.matrix(role)?;
-            parts.push(self.pack(&tensor));
+            parts.push(self.pack(&tensor).with_inputs(inputs(role)));
             self.weights.release();
             // A part without biases has zero ones.
             let part = self.weights.bias(role)?;
@@ -143,13 +143,7 @@ impl Loader<'_> {
             self.done += tensor.data().len() as u64;
             (self.progress)(LoadProgress { done_bytes: self.done.min(self.total), total_bytes: self.total });
         }
-        // Rounding shows most where attention and the likeliest token are decided. On the demo model, coarse inputs
-        // everywhere raise the perplexity by 0.4 %, these two layers in 16 bits bring it to 0.2 %.
-        let inputs = match roles[0] {
-            Role::Query(_) | Role::Head | Role::Embedding => Inputs::Fine,
-            _ => Inputs::Coarse,
-        };
-        Ok(Linear::new(parts, biased.then_some(bias)).with_inputs(inputs))
+        Ok(Linear::new(parts, biased.then_some(bias)))
     }
 
     fn pack(&mut self, tensor: &Tensor<'_>) -> Matrix {
@@ -213,5 +207,15 @@ fn model_info(
         rope_switch: config.ropes.iter().find_map(Rope::original_context),
         weight_bytes: (weight_bytes + network.embedding.n_bytes() + network.head.n_bytes()) as u64,
         device: format!("cpu/{isa}"),
+    }
+}
+
+/// How exactly a layer takes its inputs. Rounding shows most in keys and values, which every later token reads, and where
+/// the likeliest token is decided: on the demo model, 8 bits everywhere raise the perplexity of 14.705 by 0.4 %, 16 bits
+/// in these layers leave 0.1 %.
+fn inputs(role: Role) -> Inputs {
+    match role {
+        Role::Key(_) | Role::Value(_) | Role::Head | Role::Embedding => Inputs::Fine,
+        _ => Inputs::Coarse,
     }
 }
