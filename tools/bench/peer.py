@@ -6,6 +6,7 @@ parameters. Loading, contexts and preparation lie outside the timings.
 """
 
 import json
+import os
 import sys
 import time
 
@@ -63,10 +64,13 @@ def token(i):
 
 
 def main():
+    # Answers alone go to standard output: the libraries print there, too.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     kind, folder, model, threads, *settings = sys.argv[1:]
     pairs = (setting.split("=") for setting in settings)
     peer = Peer(kind, folder, model, int(threads), {name: int(value) for name, value in pairs})
-    print(json.dumps({"ready": True}), flush=True)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         word, *numbers = line.split()
         try:
@@ -74,7 +78,7 @@ def main():
             answer = {"tokens_per_s": speed}
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             answer = {"error": f"{line.strip()}: {error}"}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
