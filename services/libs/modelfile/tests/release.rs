@@ -15,7 +15,7 @@ fn file_pages() -> usize {
 
 #[test]
 fn released_pages_leave_and_come_back() {
-    let bytes: Vec<u8> = (0..N_BYTES).map(|i| (i * 31 >> 7) as u8).collect();
+    let bytes: Vec<u8> = (0..N_BYTES).map(|i| ((i * 31) >> 7) as u8).collect();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
     std::fs::write(&path, GgufWriter::new().tensor("t", DType::F32, &[N_BYTES / 4], bytes.clone()).finish()).unwrap();
