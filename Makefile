@@ -39,7 +39,7 @@ demo: build
 build:
 	cargo build --release --locked -p baton
 
-test: lint unit e2e arm bench-instructions
+test: lint unit e2e bench-instructions
 
 unit: tools model
 	@$(MAKE) --no-print-directory run-unit

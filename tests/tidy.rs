@@ -151,8 +151,8 @@ fn unsafe_lives_in_kernels() {
                 !code.starts_with("//") && (code.contains("unsafe {") || code.contains("unsafe fn"))
             });
             let n = uses.count();
-            // The file mapping is one expression; its safety comment stands beside it.
-            let allowed = name == "kernels" || (name == "modelfile" && n <= 1);
+            // The file mapping: made in one expression, its pages given back in another.
+            let allowed = name == "kernels" || (name == "modelfile" && path.ends_with("bytes.rs") && n <= 2);
             assert!(n == 0 || allowed, "{}: unsafe outside kernels", path.display());
         }
     }

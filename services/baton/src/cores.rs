@@ -118,8 +118,8 @@ pub(crate) struct Workers {
 impl Workers {
     /// Threads of each prefill and of each decode worker on `n_cores` cores, at least 1.
     ///
-    /// Everyone gets the same; what is left over goes to prefill if it is enough for each: computing prompts takes all
-    /// the cores there are, decode is held up by memory before that. With plenty of cores one is left to the router.
+    /// Everyone gets the same; what is left over goes to prefill if it is enough for each, else to decode if it is:
+    /// computing prompts takes all the cores there are, decode is held up by memory before that. With plenty of cores one is left to the router.
     pub(crate) fn threads(self, n_cores: usize) -> (usize, usize) {
         let n_workers = (self.prefill + self.decode).max(1);
         let n_cores = if n_cores >= 4 * n_workers { n_cores - 1 } else { n_cores };
@@ -176,7 +176,7 @@ mod tests {
             ((0, 1), 2, (2, 2)),
             ((0, 3), 7, (2, 2)),
             ((0, 2), 7, (3, 3)),
-            ((3, 1), 6, (1, 1)),
+            ((3, 1), 6, (1, 2)),
         ] {
             assert_eq!(Workers { prefill, decode }.threads(n_cores), expected, "{prefill}P{decode}D on {n_cores}");
         }

@@ -15,7 +15,6 @@ const LARGE_ONE_IN: usize = 250;
 pub(crate) struct Outcome {
     /// In words.
     pub(crate) about: String,
-    pub(crate) compute: Compute,
     /// Whether something was broken on purpose.
     pub(crate) sabotaged: bool,
     /// The first difference from the plain way.
@@ -50,7 +49,7 @@ pub(crate) fn run(engines: &mut Engines, seed: u64, sabotage: Option<Sabotage>) 
     for (setting, player) in settings.into_iter().zip(play.end()) {
         engines.put(setting, player.engine);
     }
-    Outcome { about, compute: mode, sabotaged, difference }
+    Outcome { about, sabotaged, difference }
 }
 
 fn draw_model(engines: &Engines, large: bool, random: &mut Random) -> usize {
