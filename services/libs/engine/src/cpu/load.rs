@@ -134,7 +134,7 @@ impl Loader<'_> {
         let mut biased = false;
         for &role in roles {
             let tensor = self.weights.matrix(role)?;
-            parts.push(self.pack(&tensor).with_inputs(inputs(role)));
+            parts.push(self.pack(&tensor).with_inputs(INPUTS));
             self.weights.release();
             // A part without biases has zero ones.
             let part = self.weights.bias(role)?;
@@ -210,11 +210,5 @@ fn model_info(
     }
 }
 
-/// How exactly a layer takes its inputs. With 8 bits everywhere a likeliest token whose lead is small is lost now and then,
-/// on the demo model the first of an answer among them; gates and ups, half of the work, are where rounding shows least.
-fn inputs(role: Role) -> Inputs {
-    match role {
-        Role::Gate(_) | Role::Up(_) => Inputs::Coarse,
-        _ => Inputs::Fine,
-    }
-}
+/// How exactly layers take their inputs: with 8 bits anywhere, a likeliest token whose lead is small is lost now and then.
+const INPUTS: Inputs = Inputs::Fine;
