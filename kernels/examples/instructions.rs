@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use kernels::Isa;
 use kernels::cpu::{
-    Activation, Attention, Cpu, Heads, Inputs, KvFormat, KvRows, Linear, Matrix, RopeTable, Rows, Span, Store, Visible,
+    Activation, Attention, Cpu, Heads, KvFormat, KvRows, Linear, Matrix, RopeTable, Rows, Span, Store, Visible,
 };
 use kernels::kv::{KvArena, Pin};
 use kernels::quant::{QuantFormat, encode};
@@ -19,22 +19,22 @@ const FF_DIM: usize = 1_536;
 fn main() {
     for isa in Isa::available() {
         let mut cpu = Cpu::new(1, isa);
-        for (format, inputs) in [
-            (QuantFormat::Q4_0, Inputs::Coarse),
-            (QuantFormat::Q4_1, Inputs::Coarse),
-            (QuantFormat::Q4_1, Inputs::Fine),
-            (QuantFormat::Q8_0, Inputs::Fine),
-            (QuantFormat::Q4K, Inputs::Coarse),
-            (QuantFormat::Q6K, Inputs::Coarse),
-        ] {
-            let linear = quantized(&mut cpu, format, inputs);
+        for format in [QuantFormat::Q4_0, QuantFormat::Q4_1, QuantFormat::Q8_0, QuantFormat::Q4K, QuantFormat::Q6K] {
+            let linear = quantized(&mut cpu, format);
             for n_rows in [1, 16] {
-                matmul(&mut cpu, &linear, n_rows, &format!("matmul {format:?} {inputs:?}, {n_rows} rows"));
+                matmul(&mut cpu, &linear, &numbers(n_rows * DIM), &format!("matmul {format:?}, {n_rows} rows"));
             }
+        }
+        let linear = quantized(&mut cpu, QuantFormat::Q4_1);
+        for n_rows in [1, 16] {
+            // A block in eight stands out of its row.
+            let mut x = numbers(n_rows * DIM);
+            x.chunks_exact_mut(32).step_by(8).flatten().for_each(|x| *x *= 10.0);
+            matmul(&mut cpu, &linear, &x, &format!("matmul Q4_1, {n_rows} rows, fine blocks"));
         }
         let linear = floats(&mut cpu);
         for n_rows in [1, 16] {
-            matmul(&mut cpu, &linear, n_rows, &format!("matmul F32, {n_rows} rows"));
+            matmul(&mut cpu, &linear, &numbers(n_rows * DIM), &format!("matmul F32, {n_rows} rows"));
         }
         for (context, n_rows) in [(511, 1), (48, 16)] {
             attention(&mut cpu, context, n_rows);
@@ -57,12 +57,12 @@ fn count(isa: Isa, kernel: &str, mut work: impl FnMut()) {
     measured(&mut work);
 }
 
-fn quantized(cpu: &mut Cpu, format: QuantFormat, inputs: Inputs) -> Linear {
+fn quantized(cpu: &mut Cpu, format: QuantFormat) -> Linear {
     let stored = encode::quantize(format, &numbers(DIM * DIM));
     let row_bytes = format.bytes_of(DIM);
     let row = |o: usize| &stored[o * row_bytes..(o + 1) * row_bytes];
     let matrix = Matrix::pack_integer(cpu.pool(), format, DIM, DIM, &row).expect("the format has a packed form");
-    Linear::new(vec![matrix.with_inputs(inputs)], None)
+    Linear::new(vec![matrix], None)
 }
 
 fn floats(cpu: &mut Cpu) -> Linear {
@@ -71,11 +71,11 @@ fn floats(cpu: &mut Cpu) -> Linear {
     Linear::new(vec![Matrix::pack(cpu.pool(), DIM, DIM, &row)], None)
 }
 
-fn matmul(cpu: &mut Cpu, linear: &Linear, n_rows: usize, name: &str) {
-    let (x, mut out) = (numbers(n_rows * DIM), vec![0.0; n_rows * DIM]);
+fn matmul(cpu: &mut Cpu, linear: &Linear, x: &[f32], name: &str) {
+    let mut out = vec![0.0; x.len()];
     // Once before: buffers kept from call to call are made then.
-    cpu.matmul(linear, Rows::new(&x), &mut out, Store::Replace);
-    count(cpu.isa(), name, || cpu.matmul(linear, Rows::new(black_box(&x)), &mut out, Store::Replace));
+    cpu.matmul(linear, Rows::new(x), &mut out, Store::Replace);
+    count(cpu.isa(), name, || cpu.matmul(linear, Rows::new(black_box(x)), &mut out, Store::Replace));
 }
 
 /// Rows `context..context + n_rows` of a sequence: rotary embedding and cache, then attention.

@@ -200,6 +200,11 @@ class Api:
             batch.seq_id[i][0], batch.logits[i] = sequence, int(logits)
         return batch
 
+    def forget(self, context, sequence, length):
+        """Takes everything from position `length` on out of a sequence's cache."""
+        if not self.remove(context, sequence, length, -1):
+            raise RuntimeError(f"cannot cut sequence {sequence} at {length}")
+
     def step(self, context, batch):
         status = self.lib.llama_decode(context, batch)
         if status != 0:
@@ -215,14 +220,14 @@ def llama_cpp(folder):
     ggml.ggml_backend_load_all_from_path(folder.encode())
     api = Api(os.path.join(folder, "libllama.so"), Batch, ModelParams, ContextParams)
     api.declare("llama_get_memory", c.c_void_p, c.c_void_p)
-    api.declare("llama_memory_clear", None, c.c_void_p, c.c_bool)
-    api.clear = lambda context: api.lib.llama_memory_clear(api.lib.llama_get_memory(context), True)
+    api.declare("llama_memory_seq_rm", c.c_bool, c.c_void_p, c.c_int32, c.c_int32, c.c_int32)
+    api.remove = lambda context, *range: api.lib.llama_memory_seq_rm(api.lib.llama_get_memory(context), *range)
     return api
 
 
 def ik_llama(folder):
     """ik_llama.cpp."""
     api = Api(os.path.join(folder, "libllama.so"), OldBatch, OldModelParams, OldContextParams)
-    api.declare("llama_kv_cache_clear", None, c.c_void_p)
-    api.clear = api.lib.llama_kv_cache_clear
+    api.declare("llama_kv_cache_seq_rm", c.c_bool, c.c_void_p, c.c_int32, c.c_int32, c.c_int32)
+    api.remove = api.lib.llama_kv_cache_seq_rm
     return api

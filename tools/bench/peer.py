@@ -2,7 +2,8 @@
 
 Reads lines `prefill TOKENS` and `decode CONTEXT BATCH STEPS` and answers each with `{"tokens_per_s": X}`, as
 `baton bench engine --lines` does. Settings after the threads go to the model's (`model.NAME=VALUE`) or the context's
-parameters. Loading, contexts and preparation lie outside the timings.
+parameters. Loading, contexts and preparation lie outside the timings. Each kind of decode case has a context of its own,
+filled once: what a measurement added is taken off again.
 """
 
 import json
@@ -24,35 +25,40 @@ class Peer:
         else:
             self.api = llama_api.ik_llama(folder)
         common = {"n_ctx": 4096, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": SEQUENCES}
-        self.context = self.api.context(self.api.load(model, **of_model), threads, **common | of_context)
+        model = self.api.load(model, **of_model)
+        self.new_context = lambda: self.api.context(model, threads, **common | of_context)
+        self.contexts = {}
 
     def prompt(self, length, sequence=0):
         rows = [(token(i), i, sequence, i == length - 1) for i in range(length)]
         return self.api.make_batch(rows)
 
-    def fill(self, length, sequence):
-        if length:
-            batch = self.prompt(length, sequence)
-            self.api.step(self.context, batch)
-            self.api.lib.llama_batch_free(batch)
+    def context(self, length, sequences):
+        """One in which so many sequences hold so many tokens."""
+        if (length, sequences) not in self.contexts:
+            context = self.contexts[length, sequences] = self.new_context()
+            if length:
+                self.time(context, [self.prompt(length, sequence) for sequence in range(sequences)])
+        context = self.contexts[length, sequences]
+        for sequence in range(sequences):
+            self.api.forget(context, sequence, length)
+        return context
 
     def prefill(self, length):
-        self.api.clear(self.context)
-        return length / self.time([self.prompt(length)])
+        context = self.context(0, 1)
+        return length / self.time(context, [self.prompt(length)])
 
     def decode(self, length, sequences, steps):
-        self.api.clear(self.context)
-        for sequence in range(sequences):
-            self.fill(length, sequence)
+        context = self.context(length, sequences)
         batches = [
             self.api.make_batch([(token(i), length + i, s, True) for s in range(sequences)]) for i in range(steps)
         ]
-        return sequences * steps / self.time(batches)
+        return sequences * steps / self.time(context, batches)
 
-    def time(self, batches):
+    def time(self, context, batches):
         start = time.perf_counter()
         for batch in batches:
-            self.api.step(self.context, batch)
+            self.api.step(context, batch)
         seconds = time.perf_counter() - start
         for batch in batches:
             self.api.lib.llama_batch_free(batch)

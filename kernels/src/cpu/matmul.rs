@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::columns::Columns;
 use super::float::FloatProduct;
 use super::gate::Activation;
-use super::integer::{IntegerProduct, Norm, QuantizedRows};
+use super::integer::{IntegerProduct, Norm, Quantized};
 use super::lanes::{Kernel, LANES, Lanes, launch};
 use super::matrix::{Linear, PANEL, STRIPS, Weights};
 use super::{Cpu, Store};
@@ -111,7 +111,11 @@ impl Cpu {
     /// Turns inputs into what the weights' formats take.
     fn prepare<'a>(&'a mut self, weights: &Linear, Rows { x, norm }: Rows<'a>) -> (&'a mut Pool, Product<'a>) {
         let k = weights.k();
-        self.quantized.fill(&mut self.pool, self.isa, (x, k), norm, weights.integer_inputs());
+        for (rounding, rows) in self.quantized.each() {
+            if weights.takes(rounding) {
+                rows.fill(&mut self.pool, self.isa, (x, k), norm, rounding);
+            }
+        }
         let mut floats = x;
         if let Some(Norm { gain, eps }) = norm.filter(|_| weights.takes_floats()) {
             let mut normed = std::mem::take(&mut self.normed);
@@ -129,7 +133,7 @@ struct Product<'a> {
     isa: Isa,
     k: usize,
     floats: &'a [f32],
-    quantized: &'a QuantizedRows,
+    quantized: &'a Quantized,
 }
 
 /// Where a panel's results go.
@@ -156,8 +160,8 @@ impl Product<'_> {
                 launch(self.isa, FloatProduct { weights: floats, strips, x, k: self.k, columns });
             }
             Weights::Integer(integer) => {
-                let fine = matrix.takes_fine(integer);
-                let product = IntegerProduct { weights: integer, strips, x: self.quantized, fine, rows, columns };
+                let x = self.quantized.rounded(integer.rounding());
+                let product = IntegerProduct { weights: integer, strips, x, rows, columns };
                 launch(self.isa, product);
             }
         }

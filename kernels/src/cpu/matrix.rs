@@ -1,7 +1,7 @@
 //! Weights, repacked at load so that lanes are outputs.
 
 use super::float::FloatStrips;
-use super::integer::{BLOCK, Inputs, IntegerWeights};
+use super::integer::{BLOCK, IntegerWeights, Rounding};
 use crate::pool::Pool;
 use crate::quant::QuantFormat;
 
@@ -14,7 +14,6 @@ pub(super) const STRIPS: usize = PANEL / super::lanes::LANES;
 pub struct Matrix {
     n_out: usize,
     k: usize,
-    inputs: Inputs,
     weights: Weights,
 }
 
@@ -30,12 +29,7 @@ impl Matrix {
     /// Packs, in float32, a matrix whose row `o` the function writes into the given `k` floats.
     pub fn pack(pool: &mut Pool, n_out: usize, k: usize, row: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Self {
         let n_strips = n_out.div_ceil(PANEL) * STRIPS;
-        Self {
-            n_out,
-            k,
-            inputs: Inputs::Coarse,
-            weights: Weights::Float(FloatStrips::pack(pool, n_strips, n_out, k, row)),
-        }
+        Self { n_out, k, weights: Weights::Float(FloatStrips::pack(pool, n_strips, n_out, k, row)) }
     }
 
     /// Packs, as it is stored, a matrix whose row `o` the function gives in a format of 16 bits; `None` if `format` is
@@ -49,7 +43,7 @@ impl Matrix {
     ) -> Option<Self> {
         let n_strips = n_out.div_ceil(PANEL) * STRIPS;
         let weights = FloatStrips::pack_stored(pool, format, n_strips, n_out, k, row)?;
-        Some(Self { n_out, k, inputs: Inputs::Coarse, weights: Weights::Float(weights) })
+        Some(Self { n_out, k, weights: Weights::Float(weights) })
     }
 
     /// Packs, for quantised inputs, a matrix whose row `o` the function gives as stored in `format`; `None` if there
@@ -65,17 +59,7 @@ impl Matrix {
             return None;
         }
         let n_strips = n_out.div_ceil(PANEL) * STRIPS;
-        Some(Self {
-            n_out,
-            k,
-            inputs: Inputs::Coarse,
-            weights: Weights::Integer(IntegerWeights::pack(pool, format, n_strips, n_out, k, row)),
-        })
-    }
-
-    /// Sets how exactly a matrix packed for quantised inputs takes them; coarse at first.
-    pub fn with_inputs(self, inputs: Inputs) -> Self {
-        Self { inputs, ..self }
+        Some(Self { n_out, k, weights: Weights::Integer(IntegerWeights::pack(pool, format, n_strips, n_out, k, row)) })
     }
 
     /// Outputs.
@@ -115,11 +99,6 @@ impl Matrix {
 
     pub(super) fn weights(&self) -> &Weights {
         &self.weights
-    }
-
-    /// Whether its weights, `weights`, take inputs in 16 bits.
-    pub(super) fn takes_fine(&self, weights: &IntegerWeights) -> bool {
-        self.inputs == Inputs::Fine || weights.needs_fine()
     }
 
     fn integer(&self) -> Option<&IntegerWeights> {
@@ -166,10 +145,9 @@ impl Linear {
         self.parts.iter().map(Matrix::n_bytes).sum::<usize>() + self.bias.as_ref().map_or(0, |b| 4 * b.len())
     }
 
-    /// Whether a part takes inputs in 8 bits, and whether one takes them in 16.
-    pub(super) fn integer_inputs(&self) -> (bool, bool) {
-        let some = |fine| self.parts.iter().any(|p| p.integer().is_some_and(|w| p.takes_fine(w) == fine));
-        (some(false), some(true))
+    /// Whether a part takes inputs rounded so.
+    pub(super) fn takes(&self, rounding: Rounding) -> bool {
+        self.parts.iter().any(|p| p.integer().is_some_and(|w| w.rounding() == rounding))
     }
 
     /// Whether a part takes inputs as they are.

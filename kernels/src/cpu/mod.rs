@@ -23,11 +23,10 @@ use crate::affinity::PinError;
 use crate::kv::CellShape;
 use crate::pool::Pool;
 
-use self::integer::QuantizedRows;
+use self::integer::Quantized;
 
 pub use attention::{Attention, Span, Visible};
 pub use gate::Activation;
-pub use integer::Inputs;
 pub use matmul::Rows;
 pub use matrix::{Linear, Matrix};
 pub use norm::Parts;
@@ -38,7 +37,7 @@ pub struct Cpu {
     pool: Pool,
     isa: Isa,
     /// Inputs of the product in hand.
-    quantized: QuantizedRows,
+    quantized: Quantized,
     /// The same after a norm, in float32.
     normed: Vec<f32>,
 }
@@ -46,7 +45,7 @@ pub struct Cpu {
 impl Cpu {
     /// `n_threads` threads, the caller's own included.
     pub fn new(n_threads: usize, isa: Isa) -> Self {
-        Self { pool: Pool::new(n_threads), isa, quantized: QuantizedRows::default(), normed: Vec::new() }
+        Self { pool: Pool::new(n_threads), isa, quantized: Quantized::default(), normed: Vec::new() }
     }
 
     /// As many threads as there are `cores`, each bound to one of them; see [`Pool::pinned`].

@@ -10,8 +10,8 @@ use crate::cpu::lanes::{LANES, Lanes};
 /// Heads whose sums are in registers together.
 const HEADS: usize = 4;
 
-/// Where the rows of a tile lie, in binary16.
-type Rows<'a> = [&'a [[u16; LANES]]; LANES];
+/// Sixteen numbers in binary16.
+type Halves = [u16; LANES];
 
 impl Tile<'_> {
     /// Whether [`Tile::single_tile`] can take the task's tiles.
@@ -34,38 +34,52 @@ impl Tile<'_> {
         cache_row: impl Fn(usize) -> usize,
     ) {
         let heads = self.attention.heads;
-        let none: &[[u16; LANES]] = &[];
-        let (mut key_rows, mut value_rows): (Rows<'_>, Rows<'_>) = ([none; LANES], [none; LANES]);
-        for i in 0..LANES {
-            // Past the last key its row once more: nothing of it is used.
-            let row = cache_row(i.min(n_keys - 1));
-            key_rows[i] = self.cache_row(self.task.kv_head, row);
-            value_rows[i] = self.cache_row(heads.n_kv + self.task.kv_head, row);
-        }
-        for (chunk, columns) in scratch.halves.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let mut rows = [&key_rows[0][chunk]; LANES];
-            for i in 0..LANES {
-                rows[i] = &key_rows[i][chunk];
+        let (key_plane, value_plane) = (self.task.kv_head, heads.n_kv + self.task.kv_head);
+        let mut gathered = [Vec::new(), Vec::new()];
+        let (stored_keys, values) = match self.in_one_block(n_keys, &cache_row) {
+            Some(row) => (self.cache_rows(key_plane, row, n_keys), self.cache_rows(value_plane, row, n_keys)),
+            None => {
+                for (plane, gathered) in [key_plane, value_plane].into_iter().zip(&mut gathered) {
+                    gathered.extend((0..n_keys).flat_map(|key| self.cache_rows(plane, cache_row(key), 1)));
+                }
+                (&gathered[0][..], &gathered[1][..])
+            }
+        };
+        let n_vectors = heads.head_dim / LANES;
+        for (vector, columns) in scratch.halves.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            // Past the last key the first once more: nothing of it is used.
+            let mut rows = [&stored_keys[vector]; LANES];
+            for (row, key) in rows.iter_mut().zip(stored_keys.chunks_exact(n_vectors)) {
+                *row = &key[vector];
             }
             l.transpose_halves(rows, columns);
         }
         for first in (0..self.task.n_heads).step_by(HEADS) {
             match self.task.n_heads - first {
-                1 => single::<L, 1>(l, scratch, first, keys.clone(), &value_rows),
-                2 => single::<L, 2>(l, scratch, first, keys.clone(), &value_rows),
-                3 => single::<L, 3>(l, scratch, first, keys.clone(), &value_rows),
-                _ => single::<L, HEADS>(l, scratch, first, keys.clone(), &value_rows),
+                1 => single::<L, 1>(l, scratch, first, keys.clone(), values),
+                2 => single::<L, 2>(l, scratch, first, keys.clone(), values),
+                3 => single::<L, 3>(l, scratch, first, keys.clone(), values),
+                _ => single::<L, HEADS>(l, scratch, first, keys.clone(), values),
             }
         }
     }
 
-    /// A row of a plane of the cache.
+    /// Where the first of `n_keys` keys stands in the cache, if they follow each other in one block.
     #[inline(always)]
-    fn cache_row(&self, plane: usize, row: usize) -> &[[u16; LANES]] {
+    fn in_one_block(&self, n_keys: usize, cache_row: impl Fn(usize) -> usize) -> Option<usize> {
+        let (first, last) = (cache_row(0), cache_row(n_keys - 1));
+        let block_tokens = self.attention.heads.block_tokens;
+        // Rows ascend, so the ends tell.
+        (last - first == n_keys - 1 && first / block_tokens == last / block_tokens).then_some(first)
+    }
+
+    /// `n_rows` rows of a plane of the cache, in one block, from `row` on.
+    #[inline(always)]
+    fn cache_rows(&self, plane: usize, row: usize, n_rows: usize) -> &[Halves] {
         let heads = self.attention.heads;
         let (pin, row) = (&self.span.blocks[row / heads.block_tokens], row % heads.block_tokens);
         let row_bytes = heads.head_dim * heads.format.element_bytes();
-        bytemuck::cast_slice(&pin.plane(self.attention.layer, plane, row + 1)[row * row_bytes..])
+        bytemuck::cast_slice(&pin.plane(self.attention.layer, plane, row + n_rows)[row * row_bytes..])
     }
 }
 
@@ -77,7 +91,7 @@ fn single<L: Lanes, const N: usize>(
     scratch: &mut Scratch,
     first: usize,
     keys: std::ops::Range<usize>,
-    values: &Rows<'_>,
+    values: &[Halves],
 ) {
     let mut acc = [l.splat(0.0); N];
     for (q, key) in scratch.queries.iter().zip(&scratch.halves) {
@@ -98,16 +112,17 @@ fn single<L: Lanes, const N: usize>(
     }
     let n_vectors = scratch.sum_vectors();
     let sums = scratch.sums.as_flattened_mut();
-    for vector in 0..scratch.padded / LANES {
+    let n_stored = scratch.padded / LANES;
+    for vector in 0..n_stored {
         let at = |i: usize| (first + i) * n_vectors + vector;
         let mut acc = shrink;
         for i in 0..N {
             acc[i] = l.mul(l.load(&sums[at(i)]), shrink[i]);
         }
-        for key in keys.clone() {
-            let value = l.load_f16(&values[key][vector]);
+        for (key, value) in keys.clone().zip(values[keys.start * n_stored..].chunks_exact(n_stored)) {
+            let value = l.load_f16(&value[vector]);
             for i in 0..N {
-                acc[i] = l.fma(l.splat(weights[i][key]), value, acc[i]);
+                acc[i] = l.fma(l.splat(weights[i][key % LANES]), value, acc[i]);
             }
         }
         for i in 0..N {

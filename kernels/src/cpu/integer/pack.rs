@@ -1,5 +1,8 @@
 //! From stored rows to records.
 
+use bytemuck::Pod;
+
+use super::inputs::Rounding;
 use super::records::{Q4_0, Q4_1, Q4K, Q5K, Q6K, Q8_0, Record};
 use super::{BLOCK, FOURS};
 use crate::cpu::lanes::LANES;
@@ -53,13 +56,13 @@ impl IntegerWeights {
         self.bytes.len()
     }
 
-    /// Whether inputs in 16 bits are needed although coarse ones were asked for.
-    pub(in crate::cpu) fn needs_fine(&self) -> bool {
-        self.format == QuantFormat::Q8_0
+    /// How inputs are to be rounded: weights of 8 bits are multiplied in 16 anyway.
+    pub(in crate::cpu) fn rounding(&self) -> Rounding {
+        if self.format == QuantFormat::Q8_0 { Rounding::Fine } else { Rounding::Mixed }
     }
 
     /// Records of a strip; `R` is the format's.
-    pub(super) fn strip<R: Record>(&self, strip: usize) -> &[R] {
+    pub(super) fn strip<R: Record + Pod>(&self, strip: usize) -> &[R] {
         let bytes = self.n_blocks * size_of::<R>();
         bytemuck::cast_slice(&self.bytes[strip * bytes..(strip + 1) * bytes])
     }
@@ -78,7 +81,12 @@ fn record_bytes(format: QuantFormat) -> Option<usize> {
 }
 
 /// Formats whose blocks are ours.
-fn small<R: Record, const B: usize>(stored: &[u8], bytes: &mut [u8], lane: usize, put: fn(&[u8; B], usize, &mut R)) {
+fn small<R: Record + Pod, const B: usize>(
+    stored: &[u8],
+    bytes: &mut [u8],
+    lane: usize,
+    put: fn(&[u8; B], usize, &mut R),
+) {
     let records: &mut [R] = bytemuck::cast_slice_mut(bytes);
     for (block, record) in stored.as_chunks::<B>().0.iter().zip(records) {
         put(block, lane, record);
@@ -86,7 +94,7 @@ fn small<R: Record, const B: usize>(stored: &[u8], bytes: &mut [u8], lane: usize
 }
 
 /// Formats with eight of our blocks in one; `put` gets the number of ours in theirs.
-fn large<R: Record, const B: usize>(
+fn large<R: Record + Pod, const B: usize>(
     stored: &[u8],
     bytes: &mut [u8],
     lane: usize,

@@ -4,6 +4,8 @@
 //! such groups, the first in the low halves; what is above a nibble lies in planes of its own. A weight is
 //! `d * (u - offset) + m` with `u` unsigned, or `d * i` with `i` signed.
 
+use std::marker::PhantomData;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::FOURS;
@@ -15,7 +17,7 @@ pub(super) type Group = [u8; 4 * LANES];
 pub(super) type Halves = [u16; LANES];
 
 /// A block of weights of sixteen outputs.
-pub(super) trait Record: Pod {
+pub(super) trait Record {
     /// Whether codes are signed bytes, for inputs in 16 bits alone.
     const SIGNED: bool = false;
     /// Whether codes are at most 15.
@@ -186,5 +188,52 @@ impl Record for Q6K {
     #[inline(always)]
     fn d<L: Lanes>(&self, l: L, half: usize) -> L::F {
         l.mul(l.load_f16(&self.d), l.load_i8(&self.scale[half]))
+    }
+}
+
+/// A block whose codes and factors are taken apart already: for many rows of inputs, that is done once.
+pub(super) struct Opened<R> {
+    codes: [Group; FOURS],
+    d: [[f32; LANES]; 2],
+    m: [f32; LANES],
+    of: PhantomData<R>,
+}
+
+impl<R: Record> Opened<R> {
+    #[inline(always)]
+    pub(super) fn new<L: Lanes>(l: L, record: &R) -> Self {
+        let mut opened =
+            Self { codes: [[0; 4 * LANES]; FOURS], d: [[0.0; LANES]; 2], m: [0.0; LANES], of: PhantomData };
+        for (pair, to) in opened.codes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let [first, second] = record.codes(l, pair);
+            l.store_bytes(&mut to[0], first);
+            l.store_bytes(&mut to[1], second);
+        }
+        for (half, to) in opened.d.iter_mut().enumerate().take(R::SCALES) {
+            l.store(to, record.d(l, half));
+        }
+        l.store(&mut opened.m, record.m(l));
+        opened
+    }
+}
+
+impl<R: Record> Record for Opened<R> {
+    const SIGNED: bool = R::SIGNED;
+    const SMALL: bool = R::SMALL;
+    const SCALES: usize = R::SCALES;
+    const MIN: bool = R::MIN;
+    const OFFSET: i32 = R::OFFSET;
+
+    #[inline(always)]
+    fn codes<L: Lanes>(&self, l: L, pair: usize) -> [L::B; 2] {
+        [l.load_bytes(&self.codes[2 * pair]), l.load_bytes(&self.codes[2 * pair + 1])]
+    }
+    #[inline(always)]
+    fn d<L: Lanes>(&self, l: L, half: usize) -> L::F {
+        l.load(&self.d[half])
+    }
+    #[inline(always)]
+    fn m<L: Lanes>(&self, l: L) -> L::F {
+        l.load(&self.m)
     }
 }

@@ -1,5 +1,6 @@
 //! From records back to rows: the numbers that were packed, with the rounding of [`crate::quant::dequantize`].
 
+use bytemuck::Pod;
 use half::f16;
 
 use super::BLOCK;
@@ -40,7 +41,7 @@ impl IntegerWeights {
     }
 
     /// `number` gives number `i` of a record's block for an output's lane.
-    fn read<R: Record>(&self, row: usize, out: &mut [f32], number: impl Fn(&R, usize, usize) -> f32) {
+    fn read<R: Record + Pod>(&self, row: usize, out: &mut [f32], number: impl Fn(&R, usize, usize) -> f32) {
         let lane = row % LANES;
         for (record, out) in self.strip::<R>(row / LANES).iter().zip(out.chunks_exact_mut(BLOCK)) {
             out.iter_mut().enumerate().for_each(|(i, out)| *out = number(record, lane, i));

@@ -23,6 +23,23 @@ macro_rules! op {
     };
 }
 
+/// An expression of intrinsics of either half of a pair. Not `map`: what a closure does may be compiled without the
+/// level's instructions.
+macro_rules! both {
+    ($x:ident => $e:expr) => {
+        [
+            {
+                let $x = $x[0];
+                op!($e)
+            },
+            {
+                let $x = $x[1];
+                op!($e)
+            },
+        ]
+    };
+}
+
 type Pair = [__m256; 2];
 
 impl Lanes for Avx2 {
@@ -72,8 +89,8 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn store_f16(self, to: &mut [u16; LANES], x: Pair) {
+        let halves: [__m128i; 2] = both!(x => _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         op!({
-            let halves = x.map(|x| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
             _mm_storeu_si128(to.as_mut_ptr().cast(), halves[0]);
             _mm_storeu_si128(to.as_mut_ptr().add(8).cast(), halves[1]);
         })
@@ -167,17 +184,15 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn load_u8(self, from: &[u8; LANES]) -> Pair {
-        op!({
-            let bytes = _mm_loadu_si128(from.as_ptr().cast());
-            [bytes, _mm_srli_si128::<8>(bytes)].map(|b| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)))
-        })
+        let bytes = op!(_mm_loadu_si128(from.as_ptr().cast()));
+        let x = [bytes, op!(_mm_srli_si128::<8>(bytes))];
+        both!(x => _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)))
     }
     #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> Pair {
-        op!({
-            let bytes = _mm_loadu_si128(from.as_ptr().cast());
-            [bytes, _mm_srli_si128::<8>(bytes)].map(|b| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)))
-        })
+        let bytes = op!(_mm_loadu_si128(from.as_ptr().cast()));
+        let x = [bytes, op!(_mm_srli_si128::<8>(bytes))];
+        both!(x => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)))
     }
     #[inline(always)]
     fn splat_i32(self, x: i32) -> [__m256i; 2] {
@@ -192,13 +207,18 @@ impl Lanes for Avx2 {
         op!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(32).cast())])
     }
     #[inline(always)]
+    fn store_bytes(self, to: &mut [u8; 4 * LANES], x: [__m256i; 2]) {
+        op!({
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), x[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(32).cast(), x[1]);
+        })
+    }
+    #[inline(always)]
     fn bits(self, x: [__m256i; 2], left: u32, right: u32, mask: u8) -> [__m256i; 2] {
-        x.map(|x| {
-            op!({
-                let x = _mm256_sll_epi16(x, _mm_cvtsi32_si128(left as i32));
-                let x = _mm256_srl_epi16(x, _mm_cvtsi32_si128(right as i32));
-                _mm256_and_si256(x, _mm256_set1_epi8(mask as i8))
-            })
+        both!(x => {
+            let x = _mm256_sll_epi16(x, _mm_cvtsi32_si128(left as i32));
+            let x = _mm256_srl_epi16(x, _mm_cvtsi32_si128(right as i32));
+            _mm256_and_si256(x, _mm256_set1_epi8(mask as i8))
         })
     }
     #[inline(always)]
@@ -207,19 +227,19 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn even(self, x: [__m256i; 2]) -> [__m256i; 2] {
-        x.map(|x| op!(_mm256_and_si256(x, _mm256_set1_epi16(0xFF))))
+        both!(x => _mm256_and_si256(x, _mm256_set1_epi16(0xFF)))
     }
     #[inline(always)]
     fn odd(self, x: [__m256i; 2]) -> [__m256i; 2] {
-        x.map(|x| op!(_mm256_srli_epi16::<8>(x)))
+        both!(x => _mm256_srli_epi16::<8>(x))
     }
     #[inline(always)]
     fn even_signed(self, x: [__m256i; 2]) -> [__m256i; 2] {
-        x.map(|x| op!(_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x))))
+        both!(x => _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)))
     }
     #[inline(always)]
     fn odd_signed(self, x: [__m256i; 2]) -> [__m256i; 2] {
-        x.map(|x| op!(_mm256_srai_epi16::<8>(x)))
+        both!(x => _mm256_srai_epi16::<8>(x))
     }
     #[inline(always)]
     fn small(self) -> [__m256i; 2] {
@@ -235,7 +255,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn small_sum(self, x: [__m256i; 2]) -> [__m256i; 2] {
-        x.map(|x| op!(_mm256_madd_epi16(x, _mm256_set1_epi16(1))))
+        both!(x => _mm256_madd_epi16(x, _mm256_set1_epi16(1)))
     }
     #[inline(always)]
     fn dot(self, acc: [__m256i; 2], w: [__m256i; 2], x: i32) -> [__m256i; 2] {
@@ -253,7 +273,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn to_float(self, x: [__m256i; 2]) -> Pair {
-        x.map(|x| op!(_mm256_cvtepi32_ps(x)))
+        both!(x => _mm256_cvtepi32_ps(x))
     }
 }
 

@@ -184,6 +184,10 @@ impl Lanes for Avx512 {
         op!(_mm512_loadu_si512(from.as_ptr().cast()))
     }
     #[inline(always)]
+    fn store_bytes(self, to: &mut [u8; 4 * LANES], x: __m512i) {
+        op!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x))
+    }
+    #[inline(always)]
     fn bits(self, x: __m512i, left: u32, right: u32, mask: u8) -> __m512i {
         op!({
             let x = _mm512_sll_epi16(x, _mm_cvtsi32_si128(left as i32));

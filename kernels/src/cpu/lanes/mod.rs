@@ -87,6 +87,7 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn splat_i32(self, x: i32) -> Self::I;
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn load_bytes(self, from: &[u8; 4 * LANES]) -> Self::B;
+    fn store_bytes(self, to: &mut [u8; 4 * LANES], x: Self::B);
     /// `(x << left >> right) & mask` of each byte; `mask` keeps no bit that a neighbouring byte shifts in.
     fn bits(self, x: Self::B, left: u32, right: u32, mask: u8) -> Self::B;
     fn or(self, a: Self::B, b: Self::B) -> Self::B;
@@ -180,6 +181,9 @@ mod tests {
             }
             let bytes: [u8; 4 * LANES] = std::array::from_fn(|i| (i * 37 + i / 7) as u8);
             let bytes = l.load_bytes(&bytes);
+            let mut stored = [0; 4 * LANES];
+            l.store_bytes(&mut stored, bytes);
+            let bytes = l.load_bytes(&stored);
             let halves: [[u16; LANES]; LANES] = std::array::from_fn(|i| std::array::from_fn(|j| (i * 16 + j) as u16));
             let mut columns = [[0; LANES]; LANES];
             l.transpose_halves(halves.each_ref(), &mut columns);

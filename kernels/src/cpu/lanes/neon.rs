@@ -233,6 +233,12 @@ impl Lanes for Neon {
         op!(std::array::from_fn(|i| vld1q_u8(from.as_ptr().add(16 * i))))
     }
     #[inline(always)]
+    fn store_bytes(self, to: &mut [u8; 4 * LANES], x: Bytes) {
+        for (i, x) in x.into_iter().enumerate() {
+            op!(vst1q_u8(to.as_mut_ptr().add(16 * i), x));
+        }
+    }
+    #[inline(always)]
     fn bits(self, x: Bytes, left: u32, right: u32, mask: u8) -> Bytes {
         op!({
             let (left, right) = (vdupq_n_s16(left as i16), vdupq_n_s16(-(right as i16)));

@@ -128,6 +128,10 @@ impl Lanes for Scalar {
         *from
     }
     #[inline(always)]
+    fn store_bytes(self, to: &mut [u8; 4 * LANES], x: Self::B) {
+        *to = x;
+    }
+    #[inline(always)]
     fn bits(self, x: Self::B, left: u32, right: u32, mask: u8) -> Self::B {
         x.map(|x| (u32::from(x) << left >> right) as u8 & mask)
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernels::Isa;
-use kernels::cpu::{Cpu, Heads, Inputs, KvFormat, Linear, Matrix};
+use kernels::cpu::{Cpu, Heads, KvFormat, Linear, Matrix};
 use kernels::kv::KvArena;
 use types::{Compatibility, KvElement, KvGeometry, LayerKv, LayerKvKind, PROTOCOL_MAX, PROTOCOL_MIN};
 
@@ -134,7 +134,7 @@ impl Loader<'_> {
         let mut biased = false;
         for &role in roles {
             let tensor = self.weights.matrix(role)?;
-            parts.push(self.pack(&tensor).with_inputs(INPUTS));
+            parts.push(self.pack(&tensor));
             self.weights.release();
             // A part without biases has zero ones.
             let part = self.weights.bias(role)?;
@@ -209,6 +209,3 @@ fn model_info(
         device: format!("cpu/{isa}"),
     }
 }
-
-/// How exactly layers take their inputs: with 8 bits anywhere, a likeliest token whose lead is small is lost now and then.
-const INPUTS: Inputs = Inputs::Fine;
