@@ -155,8 +155,8 @@ fn coarse_sums<L: Lanes, R: Record, const N: usize>(
         }
         return out;
     }
-    for r in 0..N {
-        out[r] = l.splat_i32(offset::<R>(block, first_row + r, half));
+    for (r, out) in out.iter_mut().enumerate() {
+        *out = l.splat_i32(offset::<R>(block, first_row + r, half));
     }
     for pair in pairs::<R>(half) {
         for (i, codes) in record.codes(l, pair).into_iter().enumerate() {
@@ -180,8 +180,8 @@ fn fine_sums<L: Lanes, R: Record, const N: usize>(
 ) -> [L::I; N] {
     let words = &wide[first_row..][..N];
     let mut out = [l.splat_i32(0); N];
-    for r in 0..N {
-        out[r] = l.splat_i32(offset::<R>(block, first_row + r, half));
+    for (r, out) in out.iter_mut().enumerate() {
+        *out = l.splat_i32(offset::<R>(block, first_row + r, half));
     }
     for pair in pairs::<R>(half) {
         for (i, codes) in record.codes(l, pair).into_iter().enumerate() {
