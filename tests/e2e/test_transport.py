@@ -26,6 +26,18 @@ def metrics(cluster, child_id):
     return [line for line in text.splitlines() if line.startswith("baton_transfer_")]
 
 
+def wait_restarted(cluster, killed, within=60):
+    """Until another process has the killed child's place, and the router uses it."""
+    end = time.monotonic() + within
+    while True:
+        now = [c["pid"] for c in cluster.children(killed["role"]) if c["id"] == killed["id"]]
+        member = status(cluster).get(killed["id"])
+        if now and now != [killed["pid"]] and member and member["health"] == "UP":
+            return
+        assert time.monotonic() < end, (now, member)
+        time.sleep(0.1)
+
+
 def value(lines, *parts):
     return sum(float(line.split()[-1]) for line in lines if all(part in line for part in parts))
 
@@ -72,10 +84,7 @@ def test_a_downgrade_is_said(model):
             socket.unlink()
         decode = c.children("decode")[0]
         os.kill(decode["pid"], signal.SIGKILL)
-        end = time.monotonic() + 60
-        while c.children("decode")[0]["pid"] == decode["pid"] or status(c)["decode-0"]["health"] != "UP":
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_restarted(c, decode)
         assert ask(c, prompt(2, 60)) == want
         assert status(c)["decode-0"]["transport"] == "tcp"
         lines = metrics(c, "decode-0")
@@ -102,8 +111,5 @@ def test_prefill_killed_in_the_middle(model, storm, transport):
                 time.sleep(rnd.uniform(0, 0.05))
                 os.kill(prefill["pid"], signal.SIGKILL)
                 assert answer.result(120) == expected
-                end = time.monotonic() + 60
-                while c.children("prefill")[0]["pid"] == prefill["pid"] or status(c)["prefill-0"]["health"] != "UP":
-                    assert time.monotonic() < end
-                    time.sleep(0.1)
+                wait_restarted(c, prefill)
         c.wait_at_rest(5.0)

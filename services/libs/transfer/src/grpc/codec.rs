@@ -3,6 +3,8 @@
 //! The bytes are those that the generated code would write, but for the order of two fields: a frame's payload comes
 //! last. Reading is the generated code's: payloads are slices of the buffer that they arrived in.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use bytes::BufMut as _;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
@@ -24,8 +26,50 @@ const PAYLOAD_OF_FRAME: u32 = 9;
 /// What a source sends.
 pub(super) enum Message {
     /// Cells whose checksums are filled in.
-    Cells(Batch),
+    Cells(Queued),
     Plain(wire::FetchResponse),
+}
+
+/// A batch that waits for its connection, and keeps the hold meanwhile: one that is stuck must be given up by whoever
+/// ends the fetch. Clones share it.
+#[derive(Clone)]
+pub(super) struct Queued(Arc<Mutex<State>>);
+
+enum State {
+    Waiting(Batch),
+    Written,
+    Revoked(Status),
+}
+
+impl Queued {
+    pub(super) fn new(batch: Batch) -> Self {
+        Self(Arc::new(Mutex::new(State::Waiting(batch))))
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(*self.state(), State::Waiting(_))
+    }
+
+    /// Drops the batch if it was not written yet: the stream then ends with this status.
+    pub(super) fn revoke(&self, status: Status) {
+        let mut state = self.state();
+        if matches!(*state, State::Waiting(_)) {
+            *state = State::Revoked(status);
+        }
+    }
+
+    fn take(&self) -> Result<Batch, Status> {
+        let mut state = self.state();
+        match std::mem::replace(&mut *state, State::Written) {
+            State::Waiting(batch) => Ok(batch),
+            State::Written => Err(Status::internal("a batch is written once")),
+            State::Revoked(status) => Err(status),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Of the source.
@@ -55,7 +99,7 @@ impl Encoder for MessageEncoder {
 
     fn encode(&mut self, message: Message, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         match message {
-            Message::Cells(batch) => encode_cells(&batch, buffer),
+            Message::Cells(queued) => encode_cells(&queued.take()?, buffer),
             Message::Plain(message) => {
                 message.encode(buffer).map_err(|error| Status::internal(error.to_string()))?;
             }

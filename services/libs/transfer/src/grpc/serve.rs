@@ -21,7 +21,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use types::{Code, Failure};
 
-use super::codec::{Message, SourceCodec};
+use super::codec::{Message, Queued, SourceCodec};
 use crate::ask::{admit, read_note};
 use crate::cells::Batch;
 use crate::link::{Ears, Heard, Outlet, ReaderGone, TransportKind};
@@ -108,7 +108,7 @@ async fn fetch(source: Arc<Source>, mut requests: Streaming<wire::FetchRequest>)
     source.clone().tasks().spawn(async move {
         source.metrics().fetches_open().inc();
         let mut ears = GrpcEars { requests, messages: messages.clone() };
-        produce(&source, &ask, &mut GrpcOutlet(messages), &mut ears).await;
+        produce(&source, &ask, &mut GrpcOutlet { messages, waiting: Vec::new() }, &mut ears).await;
         source.metrics().fetches_open().dec();
         drop(permit);
     });
@@ -120,11 +120,15 @@ pub(crate) fn too_many() -> Failure {
     Failure::new(Code::ResourceExhausted, "KV_TOO_MANY_FETCHES", "too many fetches at a time")
 }
 
-struct GrpcOutlet(mpsc::Sender<Result<Message, Status>>);
+struct GrpcOutlet {
+    messages: mpsc::Sender<Result<Message, Status>>,
+    /// Batches that the connection may not have taken yet.
+    waiting: Vec<Queued>,
+}
 
 impl GrpcOutlet {
     async fn send(&self, message: Result<Message, Status>) -> Result<(), ReaderGone> {
-        self.0.send(message).await.map_err(|_| ReaderGone)
+        self.messages.send(message).await.map_err(|_| ReaderGone)
     }
 
     async fn plain(&self, item: Item) -> Result<(), ReaderGone> {
@@ -141,7 +145,10 @@ impl Outlet for GrpcOutlet {
     async fn cells(&mut self, mut batch: Batch) -> Result<Vec<u64>, ReaderGone> {
         batch.seal();
         let sums = batch.sums();
-        self.send(Ok(Message::Cells(batch))).await?;
+        let queued = Queued::new(batch);
+        self.waiting.retain(Queued::is_waiting);
+        self.waiting.push(queued.clone());
+        self.send(Ok(Message::Cells(queued))).await?;
         Ok(sums)
     }
 
@@ -154,7 +161,18 @@ impl Outlet for GrpcOutlet {
     }
 
     async fn refuse(&mut self, failure: &Failure) -> Result<(), ReaderGone> {
+        // What waits in front of it ends the stream with the same words.
+        self.waiting.drain(..).for_each(|queued| queued.revoke(to_status(failure)));
         self.send(Err(to_status(failure))).await
+    }
+}
+
+impl Drop for GrpcOutlet {
+    /// The fetch is over. What its reader has not taken by now, it will not get: the blocks are given back.
+    fn drop(&mut self) {
+        for queued in self.waiting.drain(..) {
+            queued.revoke(Status::aborted("the reader was cut off"));
+        }
     }
 }
 
