@@ -7,6 +7,8 @@
 # make bench-instructions   instructions of the hot kernels against the committed counts (needs valgrind);
 #                           make bench-instructions-update writes the counts anew
 # make invariance   CASES random ways of computing, each bit-equal to the plain way
+# make storm-transfer    the full counts of damaged, stale and aborted KV transfers, on every transport
+# make bench-transfer    KV between two processes on every transport, next to raw TCP and memcpy, as JSON
 # make bench-split  throughput of split deployments against one process, as JSON
 # make arm          kernels for 64-bit Arm: compiled, and their operations run in an emulator
 # make fuzz         each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
@@ -30,6 +32,7 @@ export BATON_BIN = $(CURDIR)/$(BATON)
 export BATON_ETCD = $(CURDIR)/$(ETCD)
 export BATON_DEMO_MODEL = $(shell cat $(MAKE_DIR)/model-path 2>/dev/null)
 
+.PHONY: storm-transfer bench-transfer
 .PHONY: bench-engine bench-contention bench-instructions bench-instructions-update bench-set-up
 .PHONY: demo test unit e2e storm invariance bench-split arm lint fmt clippy proto-lint deny doc fuzz build tools model clean
 
@@ -64,6 +67,12 @@ invariance: model
 
 run-invariance:
 	BATON_INVARIANCE_CASES=$(CASES) cargo test --release --locked -p engine --test invariance -- --nocapture
+
+storm-transfer:
+	BATON_TRANSFER_TRIALS=full cargo test --release --locked -p transfer --test transfer -- --test-threads=1
+
+bench-transfer: build
+	@for transport in shm tcp grpc; do $(BATON) bench transfer --transport $$transport --json; done
 
 bench-split: build tools model
 	@$(VENV)/bin/python tools/bench_split.py

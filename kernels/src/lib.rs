@@ -14,6 +14,7 @@
 #![allow(unsafe_code)]
 
 pub mod affinity;
+pub mod checksum;
 pub mod cpu;
 pub mod isa;
 pub mod kv;
@@ -21,6 +22,8 @@ mod memory;
 pub mod pool;
 pub mod quant;
 pub mod reference;
+#[cfg(target_os = "linux")]
+pub mod shared;
 
 pub use isa::{Isa, IsaError};
 

@@ -5,6 +5,7 @@ noise changes the answer: the positive control of every "same tokens" test.
 """
 
 import concurrent.futures as cf
+import itertools
 import random
 import struct
 
@@ -26,10 +27,11 @@ class Middle(kv_pb2_grpc.KvServiceServicer):
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         self.server.start()
 
-    def Fetch(self, request, context):
-        refetch = bool(request.only)
+    def Fetch(self, requests, context):
+        first = next(requests)
+        refetch = bool(first.only)
         with grpc.insecure_channel(self.target, options=LIMITS) as channel:
-            call = kv_pb2_grpc.KvServiceStub(channel).Fetch(request, timeout=60)
+            call = kv_pb2_grpc.KvServiceStub(channel).Fetch(itertools.chain([first], requests), timeout=60)
             context.add_callback(call.cancel)
             try:
                 for answer in call:
@@ -137,7 +139,8 @@ class Deployment:
             self.processes.append(registry)
             registry.wait_line("ready")
             url = f"etcd://127.0.0.1:{registry_port}"
-            engine = ["--threads", "1", "--kv-checksum", checksum]
+            # Over gRPC, where the man in the middle is; crate `transfer` has one for each of the other transports.
+            engine = ["--threads", "1", "--kv-checksum", checksum, "--transport", "grpc"]
             prefill = role_process("prefill", url, model, "p", *engine, "--kv-advertise", self.middle.address)
             self.processes.append(prefill)
             self.middle.target = f"127.0.0.1:{prefill.ports['kv']}"

@@ -38,7 +38,7 @@ def test_chat_stream(stub, cluster):
     assert "Paris" in text and len(ends) == 1
     line = ends[0].timeline
     assert line.prefill_worker == "prefill-0" and line.decode_worker == "decode-0"
-    assert line.kv_bytes > 0 and line.transport == "grpc"
+    assert line.kv_bytes > 0 and line.transport == "shm"
     phases = {common_pb2.Phase.Name(p.phase) for p in line.phases}
     assert {"PHASE_PREFILL", "PHASE_HANDOFF", "PHASE_FIRST_STEP"} <= phases
 

@@ -118,7 +118,7 @@ def test_status_and_chat(cluster):
     baton = required_env("BATON_BIN")
     status = subprocess.run([baton, "status", "--grpc", cluster.grpc, "--json"], capture_output=True, text=True, timeout=30)
     members = {m["id"]: m for m in json.loads(status.stdout)["members"]}
-    assert members["decode-0"]["health"] == "UP" and members["prefill-0"]["transport"] == "grpc"
+    assert members["decode-0"]["health"] == "UP" and members["prefill-0"]["transport"] == "shm,tcp,grpc"
     table = subprocess.run([baton, "status", "--grpc", cluster.grpc], capture_output=True, text=True, timeout=30)
     assert "decode-0" in table.stdout
     chat = subprocess.run([baton, "chat", "What is the capital of France?", "--grpc", cluster.grpc, "--json"],

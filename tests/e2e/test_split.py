@@ -50,6 +50,9 @@ DEPLOYMENTS = {
     "1P1D": (1, "up", "--step-tokens", "64"),
     "1P1D, 16 at a time": (16, "up", "--step-tokens", "512", "--threads", "2"),
     "2P2D, 16 at a time": (16, "up", "--prefill", "2", "--decode", "2"),
+    "1P1D over shared memory": (4, "up", "--transport", "shm"),
+    "1P1D over TCP": (4, "up", "--transport", "tcp"),
+    "1P1D over gRPC": (4, "up", "--transport", "grpc"),
 }
 
 

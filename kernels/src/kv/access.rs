@@ -58,6 +58,19 @@ impl<'a> Pin<'a> {
     }
 }
 
+impl Pin<'_> {
+    /// All of the layer's cell, `[planes, block_tokens, row_bytes]`; `None` unless every row is published.
+    pub fn cell(&self, layer: usize) -> Option<&[u8]> {
+        if self.rows(layer) < self.arena.block_tokens {
+            return None;
+        }
+        let start = plane_start(self.arena, layer, self.block, 0);
+        let layer = &self.arena.layers[layer];
+        // SAFETY: as in `plane`, for all planes, which lie one after the other: each row is below the watermark.
+        Some(unsafe { std::slice::from_raw_parts(layer.memory.as_ptr().add(start), layer.cell_bytes) })
+    }
+}
+
 impl Drop for Pin<'_> {
     fn drop(&mut self) {
         // Release: what the holder read came before a reset that follows.
@@ -113,6 +126,20 @@ impl<'a> Append<'a> {
             let base = arena.layers[self.layer].memory.as_ptr().add(start);
             std::slice::from_raw_parts_mut(base, self.n_rows * row_bytes)
         }
+    }
+
+    /// All of the cell, `[planes, block_tokens, row_bytes]`, to be overwritten; what is written to rows that this does
+    /// not append means nothing.
+    ///
+    /// # Panics
+    /// Unless the rows begin at the first.
+    pub fn cell_mut(&mut self) -> &mut [u8] {
+        assert_eq!(self.first_row, 0, "a cell with published rows is not overwritten");
+        let arena = self.pin.arena;
+        let start = plane_start(arena, self.layer, self.pin.block, 0);
+        let layer = &arena.layers[self.layer];
+        // SAFETY: as in `plane_mut`, for all planes and rows: the watermark is 0, so readers look at none of them.
+        unsafe { std::slice::from_raw_parts_mut(layer.memory.as_ptr().add(start), layer.cell_bytes) }
     }
 
     /// Makes the rows visible to readers.

@@ -104,6 +104,25 @@ fn reset_empties_all_layers_and_refuses_pinned_blocks() {
 }
 
 #[test]
+fn whole_cells_are_read_and_written_in_place() {
+    let (from, to) = (arena(), arena());
+    append(&from, 0, 1, 0, 3, 7);
+    assert!(from.pin(1).cell(0).is_none(), "a row is missing");
+    append(&from, 0, 1, 3, 1, 7);
+    let mut exported = vec![0; from.cell_bytes(0)];
+    from.export(0, 1, 4, &mut exported).unwrap();
+    let pin = from.pin(1);
+    assert_eq!(pin.cell(0).unwrap(), exported);
+    let mut place = to.append(0, 2, 0, 3).unwrap();
+    place.cell_mut().copy_from_slice(&exported);
+    assert_eq!(to.rows(0, 2), 0, "not seen before it is published");
+    place.publish();
+    assert_eq!((to.rows(0, 2), to.pin(2).plane(0, 1, 3)), (3, pin.plane(0, 1, 3)));
+    let mut more = to.append(0, 2, 3, 1).unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| more.cell_mut().len())).is_err());
+}
+
+#[test]
 fn reading_rows_that_are_not_there_panics() {
     let arena = arena();
     append(&arena, 0, 0, 0, 1, 1);

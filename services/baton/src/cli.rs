@@ -117,6 +117,22 @@ pub(crate) struct EngineArgs {
     /// KV transfer checksums
     #[arg(long, value_enum, default_value = "on")]
     pub(crate) kv_checksum: Switch,
+    /// What carries KV between workers; where it does not reach, the next slower does, with a warning
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) transport: TransportArg,
+}
+
+/// What carries KV between workers.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum TransportArg {
+    /// The fastest that both workers have: shm, then tcp, then grpc
+    Auto,
+    /// Shared memory, between workers of one machine
+    Shm,
+    /// Raw TCP
+    Tcp,
+    /// gRPC, which is always there
+    Grpc,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
@@ -290,6 +306,12 @@ pub(crate) struct WorkerArgs {
     /// host:port that others use for KV data [default: --kv]
     #[arg(long)]
     pub(crate) kv_advertise: Option<String>,
+    /// KV data address over raw TCP [default: any port of --kv's interface]
+    #[arg(long)]
+    pub(crate) kv_tcp: Option<SocketAddr>,
+    /// host:port that others use for KV data over raw TCP [default: --kv-tcp]
+    #[arg(long)]
+    pub(crate) kv_tcp_advertise: Option<String>,
 }
 
 #[derive(Args, Clone)]

@@ -49,7 +49,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Logits(args) => offline::logits(&args),
         Command::Generate(args) => offline::generate(&args),
         Command::Perplexity(args) => offline::perplexity(&args),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => bench::run(args),
         Command::Pull(args) => pull::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Up(args) => block_on(up::run(args)),

@@ -1,17 +1,19 @@
 //! `baton router`, `prefill`, `decode`, `registry`: one role in this process.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use bootstrap::Runtime;
 use node::{NodeConfig, OpenEngine};
+use prefill::TransportConfig;
 use registry::Registry;
 use tokio::net::TcpListener;
-use transfer::Checksum;
+use transfer::{Checksum, TransportChoice, TransportKind};
 use types::Role;
 use worker::WorkerConfig;
 
-use crate::cli::{EngineArgs, ProcessArgs, RegistryArgs, RouterArgs, Switch, WorkerArgs};
+use crate::cli::{EngineArgs, ProcessArgs, RegistryArgs, RouterArgs, Switch, TransportArg, WorkerArgs};
 use crate::engines::{self, Model};
 
 pub(crate) async fn router(args: RouterArgs) -> anyhow::Result<()> {
@@ -29,6 +31,7 @@ pub(crate) async fn prefill(args: WorkerArgs) -> anyhow::Result<()> {
     let mut config = prefill::Config::loopback(runtime.id(), model.name.as_str());
     config.node = node_config(&args, config.node);
     config.worker = worker_config(&args.engine);
+    config.transports = transports(&args, runtime.id())?;
     prefill::run(config, opener(model, args.engine), registry, runtime).await
 }
 
@@ -41,6 +44,7 @@ pub(crate) async fn decode(args: WorkerArgs) -> anyhow::Result<()> {
     config.node = NodeConfig { kv_listen: None, kv_advertise: None, ..node_config(&args, config.node) };
     config.worker = worker_config(&args.engine);
     config.pull.checksum = checksum(args.engine.kv_checksum);
+    config.pull.transport = transport(args.engine.transport);
     decode::run(config, opener(model, args.engine), registry, runtime).await
 }
 
@@ -75,6 +79,28 @@ pub(crate) fn checksum(switch: Switch) -> Checksum {
         Switch::On => Checksum::On,
         Switch::Off => Checksum::Off,
     }
+}
+
+pub(crate) fn transport(arg: TransportArg) -> TransportChoice {
+    match arg {
+        TransportArg::Auto => TransportChoice::Auto,
+        TransportArg::Shm => TransportChoice::Only(TransportKind::Shm),
+        TransportArg::Tcp => TransportChoice::Only(TransportKind::Tcp),
+        TransportArg::Grpc => TransportChoice::Only(TransportKind::Grpc),
+    }
+}
+
+/// Where a prefill worker serves KV besides gRPC.
+fn transports(args: &WorkerArgs, id: &str) -> anyhow::Result<TransportConfig> {
+    let choice = transport(args.engine.transport);
+    let tcp = args.kv_tcp.unwrap_or_else(|| SocketAddr::new(args.kv.ip(), 0));
+    // Another process of that name may be there, or have been killed.
+    let socket = || anyhow::Ok(bootstrap::env::run_dir()?.join(format!("kv-{id}-{}.sock", std::process::id())));
+    Ok(TransportConfig {
+        tcp_listen: choice.offers(TransportKind::Tcp).then_some(tcp),
+        tcp_advertise: args.kv_tcp_advertise.clone(),
+        shm_path: if choice.offers(TransportKind::Shm) { Some(socket()?) } else { None },
+    })
 }
 
 #[allow(clippy::print_stdout, reason = "the ready line is this command's interface")]

@@ -39,12 +39,12 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<()> {
         state.n_requests
     );
     println!(
-        "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<9} {:<11} {:<10} address",
+        "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<12} {:<11} {:<10} address",
         "worker", "role", "health", "running", "waiting", "blocks free", "transport", "numerics", "device"
     );
     for m in &state.members {
         println!(
-            "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<9} {:<11} {:<10} {} {}",
+            "{:<16} {:<8} {:<12} {:>7} {:>7} {:>13}  {:<12} {:<11} {:<10} {} {}",
             m.worker.id.as_str(),
             m.role,
             m.health,

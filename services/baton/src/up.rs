@@ -244,5 +244,6 @@ fn engine_flags(engine: &EngineArgs, threads: usize) -> Vec<(&'static str, Strin
         ("--max-running", engine.max_running.to_string()),
         ("--sim-speedup", engine.sim_speedup.to_string()),
         ("--kv-checksum", name(engine.kv_checksum.to_possible_value())),
+        ("--transport", name(engine.transport.to_possible_value())),
     ]
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use node::NodeConfig;
-use transfer::Checksum;
+use transfer::{Checksum, TransportChoice};
 use worker::WorkerConfig;
 
 /// Settings of the decode service.
@@ -22,13 +22,15 @@ pub struct Config {
 pub struct PullConfig {
     /// Whether frames carry checksums.
     pub checksum: Checksum,
+    /// What is to carry them.
+    pub transport: TransportChoice,
     /// A prefill worker from which nothing is heard for this long has failed.
     pub progress_timeout: Duration,
 }
 
 impl Default for PullConfig {
     fn default() -> Self {
-        Self { checksum: Checksum::On, progress_timeout: Duration::from_secs(10) }
+        Self { checksum: Checksum::On, transport: TransportChoice::Auto, progress_timeout: Duration::from_secs(10) }
     }
 }
 

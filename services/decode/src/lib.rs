@@ -33,7 +33,7 @@ pub async fn run(
     let build = move |parts: node::Parts| {
         let metrics = transfer::Metrics::default();
         parts.runtime.metrics().register("transfer", |registry| metrics.register(registry));
-        let service = DecodeService::new(parts.worker, parts.gate, Puller::new(metrics), pull);
+        let service = DecodeService::new(parts.worker, parts.gate, Puller::new(pull.transport, metrics), pull);
         Ok(Arc::new(service) as Arc<dyn rpc::worker::WorkerApi>)
     };
     node::run(Role::Decode, node, worker, open, registry, runtime, build).await

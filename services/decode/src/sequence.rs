@@ -74,7 +74,7 @@ impl Sequence {
                         phases.add(Phase::Handoff, closing);
                         n_tokens = 1;
                         handoff = Some(record);
-                        let transport = transport.to_owned();
+                        let transport = transport.as_str().to_owned();
                         yield DecodeEvent::Handoff { bytes, n_blocks, transport, recomputed: false, phases };
                     }
                     TakenOver::Not | TakenOver::Finished => {
@@ -107,6 +107,7 @@ impl Sequence {
         let key = tools.key.of_rope_state(model.rope_state(max_tokens));
         let pull = Pull {
             address: source.address,
+            endpoints: source.endpoints,
             peer: source.prefill,
             reader: context.worker.clone(),
             request: context.request,
@@ -121,6 +122,7 @@ impl Sequence {
             arena: tools.worker.arena().clone(),
             deadline: self.deadline,
             progress_timeout: tools.pull.progress_timeout,
+            keep_alive: transfer::KEEP_ALIVE,
         };
         let pulled = tokio::select! {
             pulled = tools.puller.pull(&pull) => pulled,

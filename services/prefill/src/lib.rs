@@ -5,6 +5,7 @@
 
 mod config;
 mod service;
+mod transports;
 
 use std::sync::Arc;
 
@@ -16,9 +17,10 @@ use rpc::Limits;
 use transfer::Source;
 use types::Role;
 
-pub use config::Config;
+pub use config::{Config, TransportConfig};
 
 use crate::service::PrefillService;
+use crate::transports::Bound;
 
 /// Runs a prefill worker until shutdown.
 ///
@@ -30,7 +32,9 @@ pub async fn run(
     registry: Arc<dyn Registry>,
     runtime: Runtime,
 ) -> anyhow::Result<()> {
-    let Config { node, worker, source } = config;
+    let Config { mut node, worker, source, transports } = config;
+    let bound = Bound::new(transports, node.kv_advertise.as_deref())?;
+    node.kv_endpoints = bound.endpoints().clone();
     let build = move |mut parts: node::Parts| {
         let listener = parts.kv_listener.take().context("a prefill worker needs an address for KV data")?;
         let metrics = transfer::Metrics::default();
@@ -40,6 +44,7 @@ pub async fn run(
         let options = parts.serve_options(Limits::kv());
         let served = source.clone();
         parts.spawn_server("KV data", move |stop| transfer::serve(listener, served, options, stop));
+        bound.serve(&parts, &source);
         Ok(Arc::new(PrefillService::new(parts.worker, parts.gate, source)) as Arc<dyn rpc::worker::WorkerApi>)
     };
     node::run(Role::Prefill, node, worker, open, registry, runtime, build).await

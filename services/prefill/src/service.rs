@@ -141,7 +141,7 @@ impl Prefill {
                 let ended = admitted.unless_cancelled(async { Ok(offer.ended().await) }).await?;
                 let cause = match ended.cause {
                     EndCause::Fetched => HoldCause::Fetched,
-                    EndCause::Abandoned => HoldCause::Cancelled,
+                    EndCause::Abandoned | EndCause::Fenced => HoldCause::Cancelled,
                     EndCause::Expired => HoldCause::Expired,
                 };
                 tracing::debug!(parent: &span, ?cause, bytes = ended.bytes, "hold ended");

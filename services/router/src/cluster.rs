@@ -36,6 +36,8 @@ pub(crate) struct Cluster {
 struct State {
     table: WorkerTable,
     peers: HashMap<WorkerRef, Peer>,
+    /// What carried the last prompt's KV to each decode worker.
+    transports: HashMap<WorkerRef, String>,
     /// Longest context seen; survives moments without workers.
     max_context: Option<u32>,
     fingerprint: Arc<str>,
@@ -94,6 +96,7 @@ impl Cluster {
         let state = State {
             table: WorkerTable::new(model, Box::new(LeastLoaded)),
             peers: HashMap::new(),
+            transports: HashMap::new(),
             max_context: None,
             fingerprint: "fp_unknown".into(),
         };
@@ -116,6 +119,25 @@ impl Cluster {
     /// Every worker, and why it is not used.
     pub(crate) fn states(&self) -> Vec<WorkerState> {
         self.lock().table.states(self.now())
+    }
+
+    /// Notes what carried a prompt's KV to a decode worker.
+    pub(crate) fn handed_over(&self, decode: &WorkerRef, transport: &str) {
+        let mut state = self.lock();
+        if state.peers.contains_key(decode) && state.transports.get(decode).is_none_or(|last| last != transport) {
+            state.transports.insert(decode.clone(), transport.to_owned());
+        }
+    }
+
+    /// Transports of a worker's KV: those that it serves, or the one that carried the last prompt to it.
+    pub(crate) fn transport(&self, info: &WorkerInfo) -> String {
+        if let Some(last) = self.lock().transports.get(&info.worker) {
+            return last.clone();
+        }
+        let endpoints = &info.kv_endpoints;
+        let served = [("shm", &endpoints.shm), ("tcp", &endpoints.tcp), ("grpc", &info.kv_address)];
+        let served: Vec<_> = served.into_iter().filter(|(_, at)| !at.is_empty()).map(|(name, _)| name).collect();
+        served.join(",")
     }
 
     /// Whether somebody could generate now.
@@ -187,6 +209,7 @@ impl Cluster {
         let changes = state.table.set_members(view.members.values().filter_map(worker_info));
         for worker in &changes.left {
             tracing::info!(%worker, "worker left");
+            state.transports.remove(worker);
             if let Some(peer) = state.peers.remove(worker) {
                 peer.gone.cancel();
             }
@@ -232,6 +255,7 @@ fn worker_info(registered: &Registered) -> Option<WorkerInfo> {
         model: member.model.clone(),
         rpc_address: member.rpc_address.clone(),
         kv_address: member.kv_address.clone(),
+        kv_endpoints: member.kv_endpoints.clone(),
         admin_address: member.admin_address.clone(),
         max_context: member.max_context,
         compatibility: member.compatibility.clone(),

@@ -78,7 +78,7 @@ impl InferenceApi for Grpc {
                 n_waiting: load.n_waiting,
                 blocks_total: load.blocks_total,
                 blocks_free: load.blocks_free,
-                transport: if info.kv_address.is_empty() { String::new() } else { "grpc".into() },
+                transport: self.0.cluster.transport(info),
                 numerics: info.compatibility.as_ref().map(|c| c.numerics.clone()).unwrap_or_default(),
                 device: info.device.clone(),
                 reason: state.reason,

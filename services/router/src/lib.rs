@@ -115,6 +115,7 @@ fn member(config: &Config, ports: Ports) -> Member {
         role: Role::Router,
         rpc_address: text(ports.grpc),
         kv_address: String::new(),
+        kv_endpoints: types::KvEndpoints::default(),
         admin_address: text(ports.admin),
         http_address: text(ports.http),
         model: config.model_name.clone(),

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 
+use super::transfer::{BenchTransferArgs, SourceArgs};
 use crate::cli::{ComputeKind, ModelArgs};
 
 #[derive(Args, Clone)]
@@ -15,6 +16,12 @@ pub(crate) enum BenchCommand {
     /// Tokens per second of the engine without a server, next to what this machine could do
     #[command(args_override_self = true)]
     Engine(BenchEngineArgs),
+    /// Bytes per second of KV between two processes, next to raw TCP and memcpy
+    #[command(args_override_self = true)]
+    Transfer(BenchTransferArgs),
+    /// The other process of `transfer`
+    #[command(hide = true)]
+    TransferSource(SourceArgs),
 }
 
 #[derive(Args, Clone)]

@@ -45,6 +45,7 @@ pub(crate) struct Worker {
     pub(crate) client: WorkerClient,
     pub(crate) worker: WorkerRef,
     pub(crate) kv_address: String,
+    pub(crate) kv_endpoints: types::KvEndpoints,
     pub(crate) compatibility: Compatibility,
     pub(crate) runtime: Runtime,
     pub(crate) task: JoinHandle<anyhow::Result<()>>,
@@ -88,6 +89,10 @@ impl Cluster {
         let registry = Arc::new(MemoryRegistry::new());
         let mut config = prefill::Config::loopback("prefill-0", "sim");
         config.node.kv_advertise = options.kv_advertise.map(|address| address.to_string());
+        if options.kv_advertise.is_some() {
+            // A man in the middle of gRPC: no way leads past it.
+            config.transports = prefill::TransportConfig::default();
+        }
         config.node.drain_grace = options.drain_grace;
         let speedup = options.speedup;
         let prefill = launch(Role::Prefill, "prefill-0", &registry, |registry, runtime| {
@@ -137,6 +142,7 @@ impl Cluster {
             source: split.then(|| PullFrom {
                 prefill: self.prefill.worker.clone(),
                 address: self.prefill.kv_address.clone(),
+                endpoints: self.prefill.kv_endpoints.clone(),
                 compatibility: self.prefill.compatibility.clone(),
             }),
             generated: vec![],
@@ -275,6 +281,7 @@ where
         client,
         worker: registered.worker(),
         kv_address: registered.member.kv_address.clone(),
+        kv_endpoints: registered.member.kv_endpoints.clone(),
         compatibility: registered.member.compatibility.clone().expect("workers have one"),
         runtime,
         task,

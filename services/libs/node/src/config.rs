@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use types::KvEndpoints;
+
 /// Settings that prefill and decode share.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeConfig {
@@ -14,6 +16,8 @@ pub struct NodeConfig {
     pub rpc_listen: SocketAddr,
     /// KV data; `None`: not served.
     pub kv_listen: Option<SocketAddr>,
+    /// Where others reach KV data besides gRPC, by servers that the role brings along.
+    pub kv_endpoints: KvEndpoints,
     /// Admin port; `None`: not served.
     pub admin_listen: Option<SocketAddr>,
     /// `host:port` under which others reach the control plane; `None`: as bound.
@@ -43,6 +47,7 @@ impl NodeConfig {
             model: model.into(),
             rpc_listen: any,
             kv_listen: None,
+            kv_endpoints: KvEndpoints::default(),
             admin_listen: None,
             rpc_advertise: None,
             kv_advertise: None,

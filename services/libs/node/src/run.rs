@@ -123,6 +123,7 @@ pub async fn run(
         role,
         rpc_address: config.rpc_advertise.clone().unwrap_or_else(|| rpc_bound.to_string()),
         kv_address: config.kv_advertise.clone().or(kv_bound.map(|bound| bound.to_string())).unwrap_or_default(),
+        kv_endpoints: config.kv_endpoints.clone(),
         admin_address: admin_bound.map(|bound| bound.to_string()).unwrap_or_default(),
         http_address: String::new(),
         model: config.model.clone(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tokio::time::Instant;
-use types::{Compatibility, Epoch, Role, WorkerId, WorkerRef};
+use types::{Compatibility, Epoch, KvEndpoints, Role, WorkerId, WorkerRef};
 
 /// What a process says about itself when it joins.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,6 +16,8 @@ pub struct Member {
     pub rpc_address: String,
     /// `host:port` of KV data, empty without.
     pub kv_address: String,
+    /// Where KV data is served besides.
+    pub kv_endpoints: KvEndpoints,
     /// `host:port` of the admin port, empty without.
     pub admin_address: String,
     /// `host:port` of the client API over HTTP, empty without.

@@ -4,7 +4,7 @@
 //! would misread must raise.
 
 use serde::{Deserialize, Serialize};
-use types::{Compatibility, KvElement, KvGeometry, LayerKv, LayerKvKind, WorkerId};
+use types::{Compatibility, KvElement, KvEndpoints, KvGeometry, LayerKv, LayerKvKind, WorkerId};
 
 use crate::{Member, RegistryError};
 
@@ -52,6 +52,12 @@ struct Stored {
     rpc_address: String,
     #[serde(default)]
     kv_address: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    kv_tcp_address: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    kv_shm_path: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    kv_shm_host: String,
     #[serde(default)]
     admin_address: String,
     #[serde(default)]
@@ -145,6 +151,9 @@ impl Record {
             ("id", &stored.id),
             ("rpc_address", &stored.rpc_address),
             ("kv_address", &stored.kv_address),
+            ("kv_tcp_address", &stored.kv_tcp_address),
+            ("kv_shm_path", &stored.kv_shm_path),
+            ("kv_shm_host", &stored.kv_shm_host),
             ("admin_address", &stored.admin_address),
             ("http_address", &stored.http_address),
             ("model", &stored.model),
@@ -157,6 +166,7 @@ impl Record {
             role: stored.role.parse().map_err(|_| RecordError::Field("role"))?,
             rpc_address: stored.rpc_address,
             kv_address: stored.kv_address,
+            kv_endpoints: KvEndpoints { tcp: stored.kv_tcp_address, shm: stored.kv_shm_path, host: stored.kv_shm_host },
             admin_address: stored.admin_address,
             http_address: stored.http_address,
             model: stored.model,
@@ -228,6 +238,9 @@ fn store(record: &Record) -> Stored {
         epoch_min: record.epoch_min,
         rpc_address: member.rpc_address,
         kv_address: member.kv_address,
+        kv_tcp_address: member.kv_endpoints.tcp,
+        kv_shm_path: member.kv_endpoints.shm,
+        kv_shm_host: member.kv_endpoints.host,
         admin_address: member.admin_address,
         http_address: member.http_address,
         model: member.model,
@@ -281,6 +294,11 @@ pub(crate) mod tests {
             role: Role::Decode,
             rpc_address: "127.0.0.1:7001".into(),
             kv_address: "127.0.0.1:7101".into(),
+            kv_endpoints: KvEndpoints {
+                tcp: "127.0.0.1:7102".into(),
+                shm: "/run/baton/kv.sock".into(),
+                host: "5e3c".into(),
+            },
             admin_address: "127.0.0.1:9090".into(),
             http_address: String::new(),
             model: "a model".into(),
@@ -335,6 +353,8 @@ pub(crate) mod tests {
         check("id", |m| m.id = WorkerId::new("a".repeat(600)));
         check("rpc_address", |m| m.rpc_address.clear());
         check("model", |m| m.model = "a\nb".into());
+        check("kv_tcp_address", |m| m.kv_endpoints.tcp = "a".repeat(TEXT_MAX + 1));
+        check("kv_shm_path", |m| m.kv_endpoints.shm = "a\0b".into());
         check("record", |m| m.compatibility.as_mut().expect("some").rope = "r".repeat(RECORD_MAX));
         check("block_tokens", |m| m.compatibility.as_mut().expect("some").geometry.block_tokens = 0);
         let deep = |m: &mut Member| {

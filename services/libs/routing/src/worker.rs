@@ -1,6 +1,6 @@
 //! A worker as routing sees it, and the work it is asked to take.
 
-use types::{Compatibility, Role, WorkerRef};
+use types::{Compatibility, KvEndpoints, Role, WorkerRef};
 
 /// Blocks are this long where a worker does not say, tokens.
 const BLOCK_TOKENS: u32 = 16;
@@ -18,6 +18,8 @@ pub struct WorkerInfo {
     pub rpc_address: String,
     /// KV data plane, `host:port`.
     pub kv_address: String,
+    /// Where its KV is served besides.
+    pub kv_endpoints: KvEndpoints,
     /// Admin port, `host:port`, may be empty.
     pub admin_address: String,
     /// Longest sequence, tokens.

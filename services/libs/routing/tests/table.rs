@@ -32,6 +32,7 @@ fn worker(role: Role, id: &str, epoch: u64) -> WorkerInfo {
         model: "m".into(),
         rpc_address: "127.0.0.1:1".into(),
         kv_address: "127.0.0.1:2".into(),
+        kv_endpoints: types::KvEndpoints::default(),
         admin_address: String::new(),
         max_context: 1024,
         compatibility: Some(compatibility("a")),

@@ -1,9 +1,9 @@
-//! One cell on the wire: its checksum, and the check that stands between a peer's bytes and the arena.
+//! One cell on its way: header, checksum, and the check that stands between a peer's bytes and the arena.
 
+use kernels::checksum::xxh3_64;
 use prost::Message as _;
 use proto::v1 as wire;
 use types::{BlockHash, Epoch, RequestId};
-use xxhash_rust::xxh3::Xxh3;
 
 /// Whether frames carry a checksum. Off is for links that have one of their own, and for tests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -76,31 +76,91 @@ pub(crate) fn rows_of_block(n_tokens: usize, block_tokens: usize, block: usize) 
     n_tokens.saturating_sub(block * block_tokens).min(block_tokens)
 }
 
+/// A frame's header as a transport delivered it; nothing about it is checked yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Head<'a> {
+    /// 16 bytes, if it is sound.
+    pub(crate) request: &'a [u8],
+    pub(crate) owner_epoch: u64,
+    pub(crate) worker_epoch: u64,
+    /// Begin and end.
+    pub(crate) layers: (u32, u32),
+    pub(crate) block: u32,
+    pub(crate) n_tokens: u32,
+    /// 16 bytes, if it is sound.
+    pub(crate) hash: &'a [u8],
+    pub(crate) payload_bytes: u64,
+    pub(crate) checksum: u64,
+}
+
+impl<'a> Head<'a> {
+    /// Of a message of the gRPC transport.
+    pub(crate) fn of(frame: &'a wire::Frame) -> Self {
+        Self {
+            request: frame.request_id.as_ref().map_or(&[], |id| &id.value[..]),
+            owner_epoch: frame.owner_epoch,
+            worker_epoch: frame.worker_epoch,
+            layers: (frame.layer_begin, frame.layer_end),
+            block: frame.block_index,
+            n_tokens: frame.n_tokens,
+            hash: &frame.block_hash,
+            payload_bytes: frame.payload.len() as u64,
+            checksum: frame.checksum,
+        }
+    }
+
+    /// xxh3-64 over the canonical header.
+    ///
+    /// Canonical header: `batonkv2`, request (16 bytes as they are), then little endian owner epoch u64, worker epoch
+    /// u64, layer begin u32, layer end u32, block index u32, token count u32, then the block hash behind its length
+    /// u64, then the payload's length u64, then the payload's xxh3-64.
+    pub(crate) fn sum(&self, payload_sum: u64) -> u64 {
+        let mut header = Vec::with_capacity(112);
+        header.extend_from_slice(b"batonkv2");
+        header.extend_from_slice(self.request);
+        header.extend_from_slice(&self.owner_epoch.to_le_bytes());
+        header.extend_from_slice(&self.worker_epoch.to_le_bytes());
+        for field in [self.layers.0, self.layers.1, self.block, self.n_tokens] {
+            header.extend_from_slice(&field.to_le_bytes());
+        }
+        header.extend_from_slice(&(self.hash.len() as u64).to_le_bytes());
+        header.extend_from_slice(self.hash);
+        header.extend_from_slice(&self.payload_bytes.to_le_bytes());
+        header.extend_from_slice(&payload_sum.to_le_bytes());
+        xxh3_64(&header)
+    }
+
+    /// Checks every field; who has the payload checks the checksum.
+    ///
+    /// # Errors
+    /// The first field that is not the expected one.
+    pub(crate) fn validate(&self, expected: &Expected<'_>) -> Result<CellId, FrameFault> {
+        let check = |field, holds: bool| if holds { Ok(()) } else { Err(FrameFault::Field(field)) };
+        check("request", self.request == expected.request.0.to_be_bytes())?;
+        check("owner epoch", self.owner_epoch == expected.owner_epoch.0)?;
+        check("worker epoch", self.worker_epoch == expected.worker_epoch.0)?;
+        // This version of the protocol sends one layer a frame: a cell is readable as soon as its layer is.
+        let (layer, end) = self.layers;
+        check("layer range", (layer as usize) < expected.cell_bytes.len() && layer.checked_add(1) == Some(end))?;
+        let block = self.block as usize;
+        check("block index", block < expected.n_blocks() && block < expected.hashes.len())?;
+        check("token count", self.n_tokens as usize == expected.rows(block))?;
+        check("block hash", self.hash == expected.hashes[block].0)?;
+        check("payload length", self.payload_bytes == expected.cell_bytes[layer as usize] as u64)?;
+        Ok(CellId { block: self.block, layer })
+    }
+}
+
 /// Checks everything about a frame. The checksum comes first: a damaged header says nothing.
 ///
 /// # Errors
 /// The first thing that is wrong; the frame must then be dropped.
 pub fn validate_frame(frame: &wire::Frame, expected: &Expected<'_>) -> Result<CellId, FrameFault> {
-    let check = |field, holds: bool| if holds { Ok(()) } else { Err(FrameFault::Field(field)) };
-    if expected.checksum == Checksum::On && frame.checksum != checksum(frame) {
+    let head = Head::of(frame);
+    if expected.checksum == Checksum::On && frame.checksum != head.sum(xxh3_64(&frame.payload)) {
         return Err(FrameFault::Checksum);
     }
-    let request = frame.request_id.as_ref().map(|id| &id.value[..]);
-    check("request", request == Some(&expected.request.0.to_be_bytes()))?;
-    check("owner epoch", frame.owner_epoch == expected.owner_epoch.0)?;
-    check("worker epoch", frame.worker_epoch == expected.worker_epoch.0)?;
-    // This version of the protocol sends one layer a frame: a cell is readable as soon as its layer is.
-    let layer = frame.layer_begin as usize;
-    check(
-        "layer range",
-        layer < expected.cell_bytes.len() && frame.layer_begin.checked_add(1) == Some(frame.layer_end),
-    )?;
-    let block = frame.block_index as usize;
-    check("block index", block < expected.n_blocks() && block < expected.hashes.len())?;
-    check("token count", frame.n_tokens as usize == expected.rows(block))?;
-    check("block hash", frame.block_hash[..] == expected.hashes[block].0)?;
-    check("payload length", frame.payload.len() == expected.cell_bytes[layer])?;
-    Ok(CellId { block: frame.block_index, layer: frame.layer_begin })
+    head.validate(expected)
 }
 
 /// [`validate_frame`] from the encoded message.
@@ -110,29 +170,6 @@ pub fn validate_frame(frame: &wire::Frame, expected: &Expected<'_>) -> Result<Ce
 pub fn validate_encoded(bytes: &[u8], expected: &Expected<'_>) -> Result<CellId, FrameFault> {
     let frame = wire::Frame::decode(bytes).map_err(|_| FrameFault::Encoding)?;
     validate_frame(&frame, expected)
-}
-
-/// xxh3-64 over the canonical header and the payload.
-///
-/// Canonical header: `batonkv1`, request (16 bytes as they are), then little endian owner epoch u64, worker epoch
-/// u64, layer begin u32, layer end u32, block index u32, token count u32, then the block hash behind its length u64,
-/// then the payload's length u64.
-pub(crate) fn checksum(frame: &wire::Frame) -> u64 {
-    let mut header = Vec::with_capacity(96);
-    header.extend_from_slice(b"batonkv1");
-    header.extend_from_slice(frame.request_id.as_ref().map_or(&[], |id| &id.value[..]));
-    header.extend_from_slice(&frame.owner_epoch.to_le_bytes());
-    header.extend_from_slice(&frame.worker_epoch.to_le_bytes());
-    for field in [frame.layer_begin, frame.layer_end, frame.block_index, frame.n_tokens] {
-        header.extend_from_slice(&field.to_le_bytes());
-    }
-    header.extend_from_slice(&(frame.block_hash.len() as u64).to_le_bytes());
-    header.extend_from_slice(&frame.block_hash);
-    header.extend_from_slice(&(frame.payload.len() as u64).to_le_bytes());
-    let mut hasher = Xxh3::new();
-    hasher.update(&header);
-    hasher.update(&frame.payload);
-    hasher.digest()
 }
 
 #[cfg(test)]
@@ -154,6 +191,10 @@ mod tests {
             hashes: &HASHES,
             checksum,
         }
+    }
+
+    fn checksum(frame: &wire::Frame) -> u64 {
+        Head::of(frame).sum(xxh3_64(&frame.payload))
     }
 
     fn frame(layer: u32, block: u32) -> wire::Frame {

@@ -6,8 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Value of the label `transport`: the transport that always works.
-pub const TRANSPORT_GRPC: &str = "grpc";
+use crate::link::TransportKind;
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct Flow {
@@ -25,6 +24,12 @@ struct Reason {
     reason: &'static str,
 }
 
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct Step {
+    from: &'static str,
+    to: &'static str,
+}
+
 /// Which way bytes go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
@@ -40,6 +45,7 @@ pub struct Metrics {
     rejected: Family<Reason, Counter>,
     refetched: Counter,
     pulls: Family<Outcome, Counter>,
+    steps_down: Family<Step, Counter>,
     offers: Family<Outcome, Counter>,
     downgrades: Family<Reason, Counter>,
     fetches_open: Gauge,
@@ -53,6 +59,8 @@ impl Metrics {
         registry.register("rejected_frames", "Frames received and not used, by what was wrong", self.rejected.clone());
         registry.register("refetched_cells", "Cells asked for a second time", self.refetched.clone());
         registry.register("pulls", "Pulls ended", self.pulls.clone());
+        let help = "Pulls for which a transport was wanted but could not be used";
+        registry.register("transport_downgrades", help, self.steps_down.clone());
         registry.register("offers", "Offers ended", self.offers.clone());
         let help = "Handoffs given up: the decode worker computed the prompt itself";
         registry.register("downgrades", help, self.downgrades.clone());
@@ -69,17 +77,37 @@ impl Metrics {
         self.rejected.get_or_create(&Reason { reason: REJECTED_CHECKSUM }).get()
     }
 
+    /// Frames rejected so far, for whatever reason.
+    pub fn rejected_frames(&self) -> u64 {
+        let reasons = [REJECTED_CHECKSUM, "encoding", "field"];
+        reasons.into_iter().map(|reason| self.rejected.get_or_create(&Reason { reason }).get()).sum()
+    }
+
     /// Pulls ended so far with one outcome (`ok`, or a [`crate::PullError::label`]).
     pub fn pulls(&self, outcome: &'static str) -> u64 {
         self.pulls.get_or_create(&Outcome { outcome }).get()
     }
 
-    pub(crate) fn count_cells(&self, direction: Direction, n_cells: u64, bytes: u64) {
+    /// Pulls so far that went over `to` although `from` was wanted.
+    pub fn transport_downgrades(&self, from: TransportKind, to: TransportKind) -> u64 {
+        self.steps_down.get_or_create(&Step { from: from.as_str(), to: to.as_str() }).get()
+    }
+
+    /// Payload bytes received so far over one transport.
+    pub fn bytes_received(&self, transport: TransportKind) -> u64 {
+        self.bytes.get_or_create(&Flow { direction: "received", transport: transport.as_str() }).get()
+    }
+
+    pub(crate) fn count_step_down(&self, from: TransportKind, to: TransportKind) {
+        self.steps_down.get_or_create(&Step { from: from.as_str(), to: to.as_str() }).inc();
+    }
+
+    pub(crate) fn count_cells(&self, direction: Direction, transport: TransportKind, n_cells: u64, bytes: u64) {
         let direction = match direction {
             Direction::Sent => "sent",
             Direction::Received => "received",
         };
-        let flow = Flow { direction, transport: TRANSPORT_GRPC };
+        let flow = Flow { direction, transport: transport.as_str() };
         self.cells.get_or_create(&flow).inc_by(n_cells);
         self.bytes.get_or_create(&flow).inc_by(bytes);
     }

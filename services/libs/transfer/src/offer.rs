@@ -51,10 +51,12 @@ pub struct Ended {
 /// Why an offer ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EndCause {
-    /// The reader got the manifest and closed its fetch.
+    /// The reader said that everything arrived and matched.
     Fetched,
-    /// The reader left before the manifest, or stopped reading.
+    /// The reader gave up, left without a word, or stopped reading.
     Abandoned,
+    /// The reader said nothing for too long, and its connection was closed.
+    Fenced,
     /// Nobody opened a fetch in time.
     Expired,
 }
@@ -96,6 +98,7 @@ impl OfferHandle {
         self.source.metrics().count_offer(match cause {
             EndCause::Fetched => "fetched",
             EndCause::Abandoned => "abandoned",
+            EndCause::Fenced => "fenced",
             EndCause::Expired => "expired",
         });
         Ended { cause, bytes: self.offered.bytes.load(Ordering::Relaxed) }
@@ -233,9 +236,9 @@ pub(crate) struct Fetching {
 }
 
 impl Fetching {
-    /// The reader has the manifest.
-    pub(crate) fn delivered(&mut self) {
-        self.cause = EndCause::Fetched;
+    /// Something else than that the reader was lost.
+    pub(crate) fn ended(&mut self, cause: EndCause) {
+        self.cause = cause;
     }
 }
 

@@ -1,30 +1,31 @@
-//! Serving one fetch: wait for the offer, send cells as they become readable, close with the manifest.
+//! Serving one fetch: wait for the offer, send cells as they become readable, close with the manifest, and keep the
+//! blocks until the reader has spoken its last word or its connection is closed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kernels::kv::KvArena;
-use proto::v1 as wire;
-use proto::v1::fetch_response::Item;
-use rpc::convert::write_request_id;
 use rpc::reason;
-use rpc::status::{deadline_exceeded, to_status};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tonic::Status;
+use rpc::status::deadline_exceeded;
+use tokio::time::{Instant, timeout};
 use types::{BlockHash, Code, Epoch, Failure, Fault, RequestId, Retry, WorkerRef};
 
-use crate::frame::{CellId, Checksum, Expected, checksum, rows_of_block};
+use crate::cells::Batch;
+use crate::frame::{CellId, Checksum, Expected, rows_of_block};
+use crate::link::{Ears, Heard, Outlet, ReaderGone};
 use crate::manifest::{Closing, write_manifest};
 use crate::metrics::Direction;
-use crate::offer::{Offered, State};
+use crate::offer::{EndCause, Fetching, Offered, State};
 use crate::source::{Found, Source};
 
-/// Frames are put together to messages of about this size.
+/// Cells are put together to about this many bytes.
 const BATCH_BYTES: usize = 1 << 20;
-/// What a frame's header takes of it, about.
+/// What a cell's header takes of it, about.
 const HEADER_BYTES: usize = 128;
+/// A silent reader is asked for this often within the time that it may be silent: each part counts only while this
+/// process runs, so that having been stopped itself is not taken for the reader's silence.
+const SILENCE_PARTS: u32 = 5;
 
 /// What a reader wants.
 pub(crate) struct Ask {
@@ -40,28 +41,45 @@ pub(crate) struct Ask {
     pub(crate) checksum: Checksum,
 }
 
-type Messages = mpsc::Sender<Result<wire::FetchResponse, Status>>;
+/// How a fetch left its connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Connection {
+    /// Both sides know that it is over.
+    Clean,
+    /// The reader is being told why there will be no more.
+    Refused,
+    /// To be closed: that is what fences the reader.
+    Close,
+}
 
-/// Serves a fetch to its end. The reader ends it by closing the stream, also after the manifest: until then it may
-/// ask for repairs.
-pub(crate) async fn produce(source: &Arc<Source>, ask: Ask, messages: Messages) {
-    let fetch = Fetch { source, ask: &ask, messages: &messages };
-    let failure = tokio::select! {
+/// Serves a fetch to its end. The hold is kept meanwhile; whoever calls closes the connection unless it is clean.
+pub(crate) async fn produce(
+    source: &Arc<Source>,
+    ask: &Ask,
+    outlet: &mut dyn Outlet,
+    ears: &mut dyn Ears,
+) -> Connection {
+    let mut fetch = Fetch { source, ask, outlet };
+    let heard = tokio::select! {
         biased;
-        () = fetch.run() => return,
-        () = tokio::time::sleep_until(ask.deadline) => deadline_exceeded(),
+        heard = fetch.run(ears) => heard,
+        () = tokio::time::sleep_until(ask.deadline) => Err(deadline_exceeded()),
     };
-    fetch.refuse(&failure).await;
+    match heard {
+        Ok(connection) => connection,
+        Err(failure) => {
+            tracing::debug!(request = %ask.request, reader = %ask.reader, %failure, "fetch refused");
+            let _ = timeout(source.config().progress_timeout, fetch.outlet.refuse(&failure)).await;
+            Connection::Refused
+        }
+    }
 }
 
 struct Fetch<'a> {
     source: &'a Arc<Source>,
     ask: &'a Ask,
-    messages: &'a Messages,
+    outlet: &'a mut dyn Outlet,
 }
-
-/// The reader is gone or does not read: there is nobody to tell.
-struct ReaderGone;
 
 enum Stop {
     Gone,
@@ -81,41 +99,38 @@ impl From<Failure> for Stop {
 }
 
 impl Fetch<'_> {
-    async fn run(&self) {
+    /// `Err` is to be told to the reader.
+    async fn run(&mut self, ears: &mut dyn Ears) -> Result<Connection, Failure> {
+        let listening = listen(ears, self.source, self.ask);
+        tokio::pin!(listening);
         let result = tokio::select! {
             biased;
-            () = self.messages.closed() => return,
+            _ = &mut listening => return Ok(Connection::Close),
             result = self.attach() => result,
         };
         let offered = match result {
             Ok(offered) => offered,
-            Err(Stop::Failed(failure)) => return self.refuse(&failure).await,
-            Err(Stop::Gone) => return,
+            Err(Stop::Failed(failure)) => return Err(failure),
+            Err(Stop::Gone) => return Ok(Connection::Close),
         };
-        let mut fetching = match offered.open(!self.ask.only.is_empty()) {
-            Ok(fetching) => fetching,
-            Err(failure) => return self.refuse(&failure).await,
-        };
+        let mut fetching = offered.open(!self.ask.only.is_empty())?;
         // From here `fetching` keeps the blocks, until this function ends.
-        let result = tokio::select! {
+        let sent = tokio::select! {
             biased;
-            () = self.messages.closed() => return,
-            result = self.send_all(&offered) => result,
+            last = &mut listening => return Ok(ended(&mut fetching, last)),
+            sent = self.send_all(&offered) => sent,
         };
-        match result {
-            Ok(()) => {
-                fetching.delivered();
-                // Repairs happen now, on fetches of their own; closing this one says that all is well.
-                let _ = tokio::time::timeout(self.source.config().progress_timeout, self.messages.closed()).await;
-            }
-            Err(Stop::Failed(failure)) => self.refuse(&failure).await,
-            Err(Stop::Gone) => {}
+        match sent {
+            // Repairs happen now, on fetches of their own; the last word on this one says that all is well.
+            Ok(()) => Ok(ended(&mut fetching, listening.await)),
+            Err(Stop::Failed(failure)) => Err(failure),
+            Err(Stop::Gone) => Ok(Connection::Close),
         }
     }
 
     /// Finds the offer, waiting for it if need be.
-    async fn attach(&self) -> Result<Arc<Offered>, Stop> {
-        let config = self.source.config();
+    async fn attach(&mut self) -> Result<Arc<Offered>, Stop> {
+        let config = *self.source.config();
         let give_up = Instant::now() + config.offer_wait;
         loop {
             let arrived = self.source.arrived();
@@ -141,7 +156,7 @@ impl Fetch<'_> {
                         let failure = Failure::new(Code::NotFound, "KV_NOT_OFFERED", "no such prompt is on offer");
                         return Err(failure.with_fault(Fault::Server).into());
                     }
-                    self.send(batch(Vec::new())).await?;
+                    self.beat().await?;
                 }
             }
         }
@@ -173,7 +188,7 @@ impl Fetch<'_> {
     }
 
     /// Sends every wanted cell as soon as it is readable, then the manifest.
-    async fn send_all(&self, offered: &Offered) -> Result<(), Stop> {
+    async fn send_all(&mut self, offered: &Arc<Offered>) -> Result<(), Stop> {
         let arena = self.source.arena();
         let mut pending = Pending::new(offered, arena, self.ask);
         let mut progress = offered.progress.clone();
@@ -186,11 +201,14 @@ impl Fetch<'_> {
             if let State::Failed(failure) = now {
                 return Err(failure.into());
             }
-            while let Some(frames) = pending.readable(arena)? {
-                let (n_cells, bytes) = (frames.len() as u64, frames.iter().map(|f| f.payload.len() as u64).sum());
-                self.send(batch(frames)).await?;
+            while let Some(batch) = pending.readable(arena)? {
+                let ids: Vec<_> = batch.cells.iter().map(|cell| cell.id).collect();
+                let bytes = batch.payload_bytes();
+                let sums = self.in_time(|outlet| outlet.cells(batch)).await?;
                 offered.bytes.fetch_add(bytes, Ordering::Relaxed);
-                self.source.metrics().count_cells(Direction::Sent, n_cells, bytes);
+                let kind = self.outlet.kind();
+                self.source.metrics().count_cells(Direction::Sent, kind, ids.len() as u64, bytes);
+                pending.sent(ids, sums, bytes);
                 if let State::Failed(failure) = &*state.borrow() {
                     return Err(failure.clone().into());
                 }
@@ -198,7 +216,7 @@ impl Fetch<'_> {
             match now {
                 State::Ready(handoff) if pending.is_empty() => {
                     let manifest = pending.manifest(arena, &handoff);
-                    return Ok(self.send(wire::FetchResponse { item: Some(Item::Manifest(manifest)) }).await?);
+                    return Ok(self.in_time(|outlet| outlet.manifest(manifest)).await?);
                 }
                 State::Ready(_) if !computing => {
                     return Err(Failure::internal("computing ended before all of the prompt was there").into());
@@ -209,33 +227,85 @@ impl Fetch<'_> {
                 changed = progress.changed(), if computing => computing = changed.is_ok(),
                 // The sender lives in `offered`.
                 _ = state.changed() => {}
-                () = tokio::time::sleep(self.source.config().heartbeat) => self.send(batch(Vec::new())).await?,
+                () = tokio::time::sleep(self.source.config().heartbeat) => self.beat().await?,
             }
         }
     }
 
-    async fn send(&self, message: wire::FetchResponse) -> Result<(), ReaderGone> {
-        let sent = tokio::time::timeout(self.source.config().progress_timeout, self.messages.send(Ok(message))).await;
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(ReaderGone),
+    async fn beat(&mut self) -> Result<(), ReaderGone> {
+        self.in_time(|outlet| outlet.beat()).await
+    }
+
+    /// A reader that takes nothing for the progress timeout is cut off.
+    async fn in_time<'s, T, F>(&'s mut self, send: impl FnOnce(&'s mut dyn Outlet) -> F) -> Result<T, ReaderGone>
+    where
+        F: Future<Output = Result<T, ReaderGone>> + 's,
+    {
+        match timeout(self.source.config().progress_timeout, send(&mut *self.outlet)).await {
+            Ok(sent) => sent,
             Err(_) => {
-                tracing::warn!(request = %self.ask.request, reader = %self.ask.reader, "reader takes nothing, cutting it off");
+                let (request, reader) = (self.ask.request, &self.ask.reader);
+                tracing::warn!(%request, %reader, "reader takes nothing, cutting it off");
                 Err(ReaderGone)
             }
         }
     }
+}
 
-    async fn refuse(&self, failure: &Failure) {
-        tracing::debug!(request = %self.ask.request, reader = %self.ask.reader, %failure, "fetch refused");
-        let message = self.messages.send(Err(to_status(failure)));
-        let _ = tokio::time::timeout(self.source.config().progress_timeout, message).await;
+/// A reader's end.
+enum Last {
+    Heard(Heard),
+    /// Nothing was heard for too long.
+    Silent,
+}
+
+/// Listens until the reader's end.
+async fn listen(ears: &mut dyn Ears, source: &Source, ask: &Ask) -> Last {
+    let part = source.config().silence / SILENCE_PARTS;
+    loop {
+        let mut next = ears.hear();
+        let mut n_silent = 0;
+        let heard = loop {
+            match timeout(part, &mut next).await {
+                Ok(heard) => break heard,
+                Err(_) if n_silent + 1 >= SILENCE_PARTS => {
+                    let (request, reader) = (ask.request, &ask.reader);
+                    tracing::warn!(%request, %reader, "reader is silent, closing its connection");
+                    return Last::Silent;
+                }
+                Err(_) => n_silent += 1,
+            }
+        };
+        match heard {
+            Heard::Holding => {}
+            Heard::Failed(why) => {
+                let (request, reader) = (ask.request, &ask.reader);
+                tracing::info!(%request, %reader, why, "reader gave up");
+                return Last::Heard(Heard::Failed(why));
+            }
+            last => return Last::Heard(last),
+        }
+    }
+}
+
+/// Notes how a fetch ended; what is done with its connection.
+fn ended(fetching: &mut Fetching, last: Last) -> Connection {
+    match last {
+        Last::Heard(Heard::Sealed) => {
+            fetching.ended(EndCause::Fetched);
+            Connection::Clean
+        }
+        Last::Silent => {
+            fetching.ended(EndCause::Fenced);
+            Connection::Close
+        }
+        Last::Heard(_) => Connection::Close,
     }
 }
 
 /// The cells that a fetch has yet to send, and the sums of those it has sent.
 struct Pending<'a> {
-    offered: &'a Offered,
+    offered: &'a Arc<Offered>,
     checksum: Checksum,
     /// Blocks per layer, in order: within a layer they become readable in order.
     lanes: Vec<VecDeque<u32>>,
@@ -244,7 +314,7 @@ struct Pending<'a> {
 }
 
 impl<'a> Pending<'a> {
-    fn new(offered: &'a Offered, arena: &KvArena, ask: &Ask) -> Self {
+    fn new(offered: &'a Arc<Offered>, arena: &KvArena, ask: &Ask) -> Self {
         let n_blocks = offered.hashes.len() as u32; // bounded with the prompt
         let mut lanes = vec![VecDeque::new(); arena.n_layers()];
         if ask.only.is_empty() {
@@ -261,8 +331,8 @@ impl<'a> Pending<'a> {
     }
 
     /// A message's worth of cells that can be read now; `None`: none can.
-    fn readable(&mut self, arena: &KvArena) -> Result<Option<Vec<wire::Frame>>, Failure> {
-        let mut frames = Vec::new();
+    fn readable(&mut self, arena: &Arc<KvArena>) -> Result<Option<Batch>, Failure> {
+        let mut batch = Batch::new(self.offered.clone(), arena.clone(), self.checksum);
         let mut size = 0;
         for layer in 0..self.lanes.len() {
             while let Some(&block) = self.lanes[layer].front() {
@@ -271,43 +341,21 @@ impl<'a> Pending<'a> {
                 if size >= BATCH_BYTES || arena.rows(layer, place) < rows {
                     break;
                 }
-                let frame = self.frame(arena, layer, block, rows)?;
-                size += frame.payload.len() + HEADER_BYTES;
-                self.bytes += frame.payload.len() as u64;
-                frames.push(frame);
+                let id = CellId { block, layer: layer as u32 };
+                batch.push(id, rows).map_err(|error| Failure::internal(error.to_string()))?;
+                size += arena.cell_bytes(layer) + HEADER_BYTES;
                 self.lanes[layer].pop_front();
             }
         }
-        Ok((!frames.is_empty()).then_some(frames))
+        Ok((!batch.cells.is_empty()).then_some(batch))
     }
 
-    fn frame(&mut self, arena: &KvArena, layer: usize, block: u32, rows: usize) -> Result<wire::Frame, Failure> {
-        let offered = self.offered;
-        let mut payload = vec![0; arena.cell_bytes(layer)];
-        arena
-            .export(layer, offered.blocks[block as usize].0, rows, &mut payload)
-            .map_err(|error| Failure::internal(error.to_string()))?;
-        let cell = CellId { block, layer: layer as u32 };
-        let mut frame = wire::Frame {
-            request_id: Some(write_request_id(offered.request)),
-            owner_epoch: offered.owner_epoch.0,
-            worker_epoch: offered.worker.epoch.0,
-            layer_begin: cell.layer,
-            layer_end: cell.layer + 1,
-            block_index: block,
-            n_tokens: rows as u32,
-            block_hash: offered.hashes[block as usize].0.to_vec().into(),
-            payload: payload.into(),
-            checksum: 0,
-        };
-        if self.checksum == Checksum::On {
-            frame.checksum = checksum(&frame);
-        }
-        self.sums.push((cell, frame.checksum));
-        Ok(frame)
+    fn sent(&mut self, ids: Vec<CellId>, sums: Vec<u64>, bytes: u64) {
+        self.sums.extend(ids.into_iter().zip(sums));
+        self.bytes += bytes;
     }
 
-    fn manifest(&mut self, arena: &KvArena, handoff: &types::Handoff) -> wire::Manifest {
+    fn manifest(&mut self, arena: &KvArena, handoff: &types::Handoff) -> proto::v1::Manifest {
         let cell_bytes: Vec<_> = (0..arena.n_layers()).map(|layer| arena.cell_bytes(layer)).collect();
         let expected = Expected {
             request: self.offered.request,
@@ -323,10 +371,6 @@ impl<'a> Pending<'a> {
         let checksums: Vec<_> = self.sums.iter().map(|&(_, sum)| sum).collect();
         write_manifest(&expected, &Closing { checksums: &checksums, payload_bytes: self.bytes }, handoff)
     }
-}
-
-fn batch(frames: Vec<wire::Frame>) -> wire::FetchResponse {
-    wire::FetchResponse { item: Some(Item::Frames(wire::FrameBatch { frames })) }
 }
 
 fn stale_epoch(asked: &WorkerRef, here: &WorkerRef) -> Failure {

@@ -6,30 +6,27 @@ use std::time::Duration;
 
 use kernels::kv::{ArenaError, KvArena};
 use proto::v1 as wire;
-use proto::v1::fetch_response::Item;
-use proto::v1::kv_service_client::KvServiceClient;
-use rpc::convert::{write_compatibility, write_context, write_worker_ref};
-use rpc::net::{Limits, channel};
-use rpc::status::from_status;
-use rpc::{RequestContext, TraceContext, reason};
+use rpc::TraceContext;
 use tokio::time::Instant;
-use tonic::transport::Channel;
-use tonic::{Status, Streaming};
-use types::{BlockHash, BlockIdx, Code, Compatibility, Epoch, Failure, Fault, Handoff, RequestId, WorkerRef};
+use types::{
+    BlockHash, BlockIdx, Code, Compatibility, Epoch, Failure, Fault, Handoff, KvEndpoints, RequestId, WorkerRef,
+};
 
+use crate::ask::ONLY_MAX;
 use crate::assembly::{Assembly, Round};
-use crate::frame::{Checksum, Expected, FrameFault};
-use crate::metrics::{Direction, Metrics, TRANSPORT_GRPC};
-use crate::service::ONLY_MAX;
-
-/// Peers whose connections are kept.
-const CHANNELS_MAX: usize = 256;
+use crate::choice::TransportChoice;
+use crate::frame::{CellId, Checksum, Expected};
+use crate::grpc::GrpcTransport;
+use crate::link::{Arrived, Inlet, LastWord, OpenError, Transport, TransportKind};
+use crate::metrics::{Direction, Metrics};
 
 /// What to pull, and where to.
 #[derive(Clone, Debug)]
 pub struct Pull {
     /// `host:port` of the peer's KV service.
     pub address: String,
+    /// Where the peer serves other transports.
+    pub endpoints: KvEndpoints,
     /// The incarnation that computes the prompt.
     pub peer: WorkerRef,
     /// This worker, as the peer was told.
@@ -58,6 +55,8 @@ pub struct Pull {
     pub deadline: Instant,
     /// A peer from which nothing is heard for this long has failed; it has a heartbeat of a second.
     pub progress_timeout: Duration,
+    /// The peer hears this often that this reader is alive; begin with [`crate::KEEP_ALIVE`].
+    pub keep_alive: Duration,
 }
 
 /// A prompt's KV, complete and checked.
@@ -72,7 +71,7 @@ pub struct Pulled {
     /// From the last of the cells (of the first fetch) to the end: what the pull took beyond prefill's own time.
     pub closing: Duration,
     /// What carried them.
-    pub transport: &'static str,
+    pub transport: TransportKind,
 }
 
 /// The blocks are not usable; they may hold some of the prompt's cells, and are to be reset.
@@ -125,17 +124,49 @@ impl From<PullError> for Failure {
     }
 }
 
-/// Pulls, over one connection per peer. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+/// Pulls. Cheap to clone.
+#[derive(Clone)]
 pub struct Puller {
-    channels: Arc<Mutex<HashMap<String, Channel>>>,
+    transports: Arc<Transports>,
+    choice: TransportChoice,
+    avoided: Arc<Avoided>,
     metrics: Metrics,
+}
+
+struct Transports {
+    grpc: GrpcTransport,
+    tcp: Arc<dyn Transport>,
+    #[cfg(target_os = "linux")]
+    shm: Arc<dyn Transport>,
+    /// This system's name, without which no memory is shared.
+    host: Option<String>,
+}
+
+impl Transports {
+    fn of(&self, kind: TransportKind) -> &dyn Transport {
+        match kind {
+            TransportKind::Tcp => &*self.tcp,
+            #[cfg(target_os = "linux")]
+            TransportKind::Shm => &*self.shm,
+            _ => &self.grpc,
+        }
+    }
 }
 
 impl Puller {
     /// With these counts.
-    pub fn new(metrics: Metrics) -> Self {
-        Self { channels: Arc::default(), metrics }
+    pub fn new(choice: TransportChoice, metrics: Metrics) -> Self {
+        let transports = Transports {
+            grpc: GrpcTransport::default(),
+            tcp: crate::socket::tcp_transport(),
+            #[cfg(target_os = "linux")]
+            shm: crate::socket::shm_transport(),
+            #[cfg(target_os = "linux")]
+            host: crate::socket::host_id(),
+            #[cfg(not(target_os = "linux"))]
+            host: None,
+        };
+        Self { transports: Arc::new(transports), choice, avoided: Arc::default(), metrics }
     }
 
     /// The counts.
@@ -144,7 +175,7 @@ impl Puller {
     }
 
     /// Fills `pull.blocks`. `Ok` only when every cell arrived and matched and the manifest agrees. Dropping the
-    /// future ends the pull: nothing is written afterwards.
+    /// future ends the pull: nothing is written afterwards, and the connection is closed.
     ///
     /// # Errors
     /// See [`PullError`]; the blocks' content is then undefined.
@@ -176,24 +207,72 @@ impl Puller {
             let message = format!("{n_blocks} blocks to pull into {blocks}, with {hashes} hashes");
             return Err(PullError::Refused(Failure::internal(message)));
         }
-        let mut client = self.client(&pull.address).map_err(PullError::Refused)?;
         let mut assembly = Assembly::new(expected, &pull.arena, &pull.blocks);
+        let (kind, mut inlet) = self.open(pull).await?;
+        let result = self.fill(pull, kind, &mut *inlet, &mut assembly).await;
+        // The connection stayed open until now: the source keeps the blocks until it has the last word.
+        inlet.end(match &result {
+            Ok(_) => LastWord::Sealed,
+            Err(error) => LastWord::Failed(error.to_string()),
+        });
+        result
+    }
 
-        let mut whole = Fetched { bytes: 0, last_cell: Instant::now() };
+    /// Asks for everything, over the best transport that reaches the peer.
+    async fn open(&self, pull: &Pull) -> Result<(TransportKind, Box<dyn Inlet>), PullError> {
+        let (plan, lack) = self.choice.plan(&pull.endpoints, self.transports.host.as_deref());
+        let wanted = match (self.choice, &lack) {
+            (TransportChoice::Only(kind), Some(_)) => kind,
+            _ => plan[0],
+        };
+        let mut why = lack;
+        let mut last = None;
+        for kind in plan {
+            if let Some(error) = self.avoided.why(kind, &pull.peer) {
+                why.get_or_insert_with(|| format!("{kind}, a moment ago: {error}"));
+                continue;
+            }
+            match self.transports.of(kind).open(pull, &[]).await {
+                Ok(inlet) => {
+                    if let Some(why) = why {
+                        tracing::warn!(peer = %pull.peer, %wanted, used = %kind, why, "kv transport downgraded");
+                        self.metrics.count_step_down(wanted, kind);
+                    }
+                    return Ok((kind, inlet));
+                }
+                Err(OpenError::Failed(error)) => return Err(error),
+                Err(OpenError::Unreachable(error)) => {
+                    self.avoided.add(kind, &pull.peer, &error);
+                    why.get_or_insert_with(|| format!("{kind}: {error}"));
+                    last = Some(error);
+                }
+            }
+        }
+        // Only if gRPC said so, which it does not: it connects lazily.
+        Err(PullError::Refused(Failure::internal(last.unwrap_or_default())))
+    }
+
+    async fn fill(
+        &self,
+        pull: &Pull,
+        kind: TransportKind,
+        inlet: &mut dyn Inlet,
+        assembly: &mut Assembly<'_>,
+    ) -> Result<Pulled, PullError> {
+        let mut fetched = Fetched { kind, bytes: 0, last_cell: Instant::now() };
         let mut round = assembly.whole();
-        // Stays open until all is well: closing it tells the peer that nothing more is wanted.
-        let mut stream = open(&mut client, pull, &[]).await?;
-        let manifest = self.receive(&mut stream, pull, &mut assembly, &mut round, &mut whole).await?;
-        let last_cell = whole.last_cell;
+        let received = self.receive(inlet, pull, assembly, &mut round, &mut fetched).await?;
+        let last_cell = fetched.last_cell;
         let done = |handoff, bytes, refetched| Pulled {
             handoff,
             bytes,
             refetched,
             closing: last_cell.elapsed(),
-            transport: TRANSPORT_GRPC,
+            transport: kind,
         };
-        let problem = match assembly.seal(&round, manifest, pull.choice) {
-            Ok(handoff) => return Ok(done(handoff, whole.bytes, 0)),
+        let sealed = received.and_then(|manifest| assembly.seal(&round, manifest, pull.choice));
+        let problem = match sealed {
+            Ok(handoff) => return Ok(done(handoff, fetched.bytes, 0)),
             Err(problem) => problem,
         };
 
@@ -204,75 +283,85 @@ impl Puller {
             return Err(PullError::Corrupt(problem));
         }
         self.metrics.count_refetched(n_cells as u64);
-        let mut again = open(&mut client, pull, round.asked()).await?;
-        let manifest = self.receive(&mut again, pull, &mut assembly, &mut round, &mut whole).await?;
-        let handoff = assembly.seal(&round, manifest, pull.choice).map_err(PullError::Corrupt)?;
-        Ok(done(handoff, whole.bytes, u32::try_from(n_cells).unwrap_or(u32::MAX)))
+        let mut again = match self.transports.of(kind).open(pull, round.asked()).await {
+            Ok(again) => again,
+            Err(OpenError::Failed(error)) => return Err(error),
+            Err(OpenError::Unreachable(error)) => return Err(PullError::Corrupt(format!("{problem}; then {error}"))),
+        };
+        let received = self.receive(&mut *again, pull, assembly, &mut round, &mut fetched).await?;
+        let sealed = received.and_then(|manifest| assembly.seal(&round, manifest, pull.choice));
+        let handoff = sealed.map_err(PullError::Corrupt)?;
+        again.end(LastWord::Sealed);
+        Ok(done(handoff, fetched.bytes, u32::try_from(n_cells).unwrap_or(u32::MAX)))
     }
 
-    /// Takes frames until the manifest.
+    /// Takes cells until the manifest, or until nothing more can come of the connection, which is told.
     async fn receive(
         &self,
-        stream: &mut Streaming<wire::FetchResponse>,
+        inlet: &mut dyn Inlet,
         pull: &Pull,
         assembly: &mut Assembly<'_>,
         round: &mut Round,
         fetched: &mut Fetched,
-    ) -> Result<wire::Manifest, PullError> {
+    ) -> Result<Result<wire::Manifest, String>, PullError> {
         loop {
-            let message = tokio::time::timeout(pull.progress_timeout, stream.message())
-                .await
-                .map_err(|_| PullError::Stalled)?
-                .map_err(|status| stream_error(&status))?
-                .ok_or_else(|| PullError::PeerLost(rpc::status::cut_off()))?;
-            match message.item {
-                Some(Item::Frames(batch)) => {
-                    let (n_cells, bytes) = (batch.frames.len() as u64, sum_bytes(&batch.frames));
-                    fetched.bytes += bytes;
-                    if n_cells > 0 {
+            match inlet.next(assembly, round).await? {
+                Arrived::Cells(landed) => {
+                    fetched.bytes += landed.bytes;
+                    if landed.n_cells > 0 {
                         fetched.last_cell = Instant::now();
                     }
-                    self.metrics.count_cells(Direction::Received, n_cells, bytes);
-                    for frame in &batch.frames {
-                        if let Err(fault) = assembly.accept(round, frame)? {
-                            self.rejected(pull, frame, fault);
-                        }
+                    self.metrics.count_cells(Direction::Received, fetched.kind, landed.n_cells, landed.bytes);
+                    for (CellId { layer, block }, fault) in landed.rejected {
+                        self.metrics.count_rejected(fault);
+                        tracing::warn!(request = %pull.request, peer = %pull.peer, layer, block, %fault, "frame dropped");
                     }
                 }
-                Some(Item::Manifest(manifest)) => return Ok(manifest),
-                None => return Err(PullError::Corrupt("a message that is neither frames nor manifest".into())),
+                Arrived::Manifest(manifest) => return Ok(Ok(manifest)),
+                Arrived::Damaged(what) => {
+                    self.metrics.count_rejected(crate::frame::FrameFault::Encoding);
+                    return Ok(Err(format!("the stream is damaged: {what}")));
+                }
             }
         }
     }
+}
 
-    fn rejected(&self, pull: &Pull, frame: &wire::Frame, fault: FrameFault) {
-        self.metrics.count_rejected(fault);
-        let (layer, block) = (frame.layer_begin, frame.block_index);
-        tracing::warn!(request = %pull.request, peer = %pull.peer, layer, block, %fault, "frame dropped");
+/// Transports that did not reach a peer a moment ago: not every pull waits for that anew. gRPC, the last, is never
+/// among them.
+#[derive(Default)]
+struct Avoided(Mutex<HashMap<(TransportKind, WorkerRef), (Instant, String)>>);
+
+/// A transport that did not reach a peer is not tried for this long.
+const AVOID_TIME: Duration = Duration::from_secs(30);
+/// Peers that are remembered.
+const AVOIDED_MAX: usize = 1024;
+
+impl Avoided {
+    fn why(&self, kind: TransportKind, peer: &WorkerRef) -> Option<String> {
+        let mut avoided = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (kind, peer.clone());
+        let (since, why) = avoided.get(&key)?;
+        if since.elapsed() < AVOID_TIME {
+            return Some(why.clone());
+        }
+        avoided.remove(&key);
+        None
     }
 
-    fn client(&self, address: &str) -> Result<KvServiceClient<Channel>, Failure> {
-        let limits = Limits::kv();
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = match channels.get(address) {
-            Some(channel) => channel.clone(),
-            None => {
-                if channels.len() >= CHANNELS_MAX {
-                    // Rare (more peers than a cluster has): pulls under way keep their own handles.
-                    channels.clear();
-                }
-                let channel = channel(address, &limits)?;
-                channels.insert(address.to_owned(), channel.clone());
-                channel
-            }
-        };
-        Ok(KvServiceClient::new(channel)
-            .max_decoding_message_size(limits.message_bytes)
-            .max_encoding_message_size(limits.message_bytes))
+    fn add(&self, kind: TransportKind, peer: &WorkerRef, why: &str) {
+        let mut avoided = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if avoided.len() >= AVOIDED_MAX {
+            avoided.clear();
+        }
+        if kind != TransportKind::Grpc {
+            avoided.insert((kind, peer.clone()), (Instant::now(), why.to_owned()));
+        }
     }
 }
 
 struct Fetched {
+    kind: TransportKind,
     bytes: u64,
     last_cell: Instant,
 }
@@ -286,49 +375,4 @@ impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
         self.metrics.count_pull(self.outcome);
     }
-}
-
-async fn open(
-    client: &mut KvServiceClient<Channel>,
-    pull: &Pull,
-    only: &[crate::frame::CellId],
-) -> Result<Streaming<wire::FetchResponse>, PullError> {
-    let context = RequestContext {
-        request: pull.request,
-        worker: pull.peer.clone(),
-        owner_epoch: pull.owner_epoch,
-        deadline: pull.deadline.saturating_duration_since(Instant::now()),
-        trace: pull.trace.clone(),
-        choice: pull.choice,
-    };
-    let request = wire::FetchRequest {
-        context: Some(write_context(&context)),
-        reader: Some(write_worker_ref(&pull.reader)),
-        compatibility: Some(write_compatibility(&pull.compatibility)),
-        only: only.iter().map(|cell| wire::CellRef { layer: cell.layer, block_index: cell.block }).collect(),
-        expected_block_hashes: pull.hashes.iter().map(|hash| hash.0.to_vec().into()).collect(),
-        checksum: match pull.checksum {
-            Checksum::On => wire::ChecksumKind::Xxh364,
-            Checksum::Off => wire::ChecksumKind::None,
-        }
-        .into(),
-    };
-    let stream = tokio::time::timeout(pull.progress_timeout, client.fetch(request))
-        .await
-        .map_err(|_| PullError::Stalled)?
-        .map_err(|status| stream_error(&status))?;
-    Ok(stream.into_inner())
-}
-
-fn stream_error(status: &Status) -> PullError {
-    let failure = from_status(status);
-    match failure.reason {
-        reason::PEER_LOST | reason::PEER_UNREACHABLE => PullError::PeerLost(failure),
-        reason::DEADLINE_EXCEEDED => PullError::Deadline,
-        _ => PullError::Refused(failure),
-    }
-}
-
-fn sum_bytes(frames: &[wire::Frame]) -> u64 {
-    frames.iter().map(|frame| frame.payload.len() as u64).sum()
 }

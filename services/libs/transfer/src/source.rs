@@ -22,6 +22,8 @@ pub struct SourceConfig {
     pub progress_timeout: Duration,
     /// A fetch that has nothing to send says so this often.
     pub heartbeat: Duration,
+    /// A reader of which nothing is heard for this long has its connection closed; it speaks every second.
+    pub silence: Duration,
     /// Fetches served or waiting at a time.
     pub n_fetches: usize,
 }
@@ -32,6 +34,7 @@ impl Default for SourceConfig {
             offer_wait: Duration::from_secs(60),
             progress_timeout: Duration::from_secs(10),
             heartbeat: Duration::from_secs(1),
+            silence: Duration::from_secs(5),
             n_fetches: 512,
         }
     }

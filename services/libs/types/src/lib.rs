@@ -4,6 +4,7 @@
 //! Begin with [`Failure`], the error that crosses processes, and [`KvGeometry`].
 
 mod compat;
+mod endpoints;
 mod failure;
 mod geometry;
 mod id;
@@ -13,6 +14,7 @@ mod sampling;
 mod token;
 
 pub use compat::{Compatibility, Mismatch, PROTOCOL_MAX, PROTOCOL_MIN};
+pub use endpoints::KvEndpoints;
 pub use failure::{Code, Failure, Fault, Retry};
 pub use geometry::{KvElement, KvGeometry, LayerKv, LayerKvKind};
 pub use id::{BlockHash, BlockIdx, Epoch, ParseIdError, RequestId, Role, TokenId, WorkerId, WorkerRef};

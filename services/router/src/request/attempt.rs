@@ -147,6 +147,7 @@ impl Attempt {
         let source = prefill.as_ref().map(|prefill| PullFrom {
             prefill: prefill.info.worker.clone(),
             address: prefill.info.kv_address.clone(),
+            endpoints: prefill.info.kv_endpoints.clone(),
             compatibility: prefill.info.compatibility.clone().expect("a prefill worker without one is never chosen"),
         });
         let call = DecodeCall {

@@ -186,6 +186,7 @@ impl Choice {
                     attempt.legs.cancel_prefill();
                 } else if let Some(prefill) = &attempt.prefill_worker {
                     self.served_by(prefill);
+                    self.pipeline.cluster.handed_over(&attempt.decode_worker.info.worker, &transport);
                     self.summary.timeline.transport = transport;
                     attempt.legs.handed_over();
                 }

@@ -163,6 +163,7 @@ fn member(role: Role, fake: &Fake) -> Member {
         role,
         rpc_address: fake.address.to_string(),
         kv_address: if role == Role::Prefill { "127.0.0.1:9".into() } else { String::new() },
+        kv_endpoints: types::KvEndpoints::default(),
         admin_address: String::new(),
         http_address: String::new(),
         model: MODEL.into(),

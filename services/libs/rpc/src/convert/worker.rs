@@ -1,7 +1,7 @@
 //! Messages of the control plane.
 
 use proto::v1 as wire;
-use types::{Accounting, Failure, Load, WorkerRef};
+use types::{Accounting, Failure, KvEndpoints, Load, WorkerRef};
 
 use super::*;
 use crate::RequestContext;
@@ -127,6 +127,11 @@ pub(crate) fn write_decode_call(context: &RequestContext, call: &DecodeCall) -> 
             prefill: Some(write_worker_ref(&source.prefill)),
             address: source.address.clone(),
             compatibility: Some(write_compatibility(&source.compatibility)),
+            endpoints: Some(wire::KvEndpoints {
+                tcp: source.endpoints.tcp.clone(),
+                shm: source.endpoints.shm.clone(),
+                host: source.endpoints.host.clone(),
+            }),
         }),
         generated: call.generated.clone(),
     }
@@ -243,7 +248,16 @@ fn read_source(source: wire::PullSource) -> Result<PullFrom, Failure> {
     Ok(PullFrom {
         prefill: read_worker_ref(source.prefill, "source.prefill")?,
         address: name(source.address, "source.address")?,
+        endpoints: read_endpoints(source.endpoints.unwrap_or_default())?,
         compatibility: read_compatibility(source.compatibility, "source.compatibility")?,
+    })
+}
+
+fn read_endpoints(endpoints: wire::KvEndpoints) -> Result<KvEndpoints, Failure> {
+    Ok(KvEndpoints {
+        tcp: name(endpoints.tcp, "source.endpoints.tcp")?,
+        shm: name(endpoints.shm, "source.endpoints.shm")?,
+        host: name(endpoints.host, "source.endpoints.host")?,
     })
 }
 

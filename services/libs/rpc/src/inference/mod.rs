@@ -211,7 +211,7 @@ pub struct MemberState {
     pub blocks_total: u32,
     /// Blocks without an owner.
     pub blocks_free: u32,
-    /// Transport of its KV.
+    /// Transports of its KV that it serves, or the one that carried the last prompt to it.
     pub transport: String,
     /// Numerics id.
     pub numerics: String,

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use types::{
-    Accounting, Compatibility, Failure, Load, PhaseTimes, SamplingParams, StopParams, Token, TokenId, WorkerRef,
+    Accounting, Compatibility, Failure, KvEndpoints, Load, PhaseTimes, SamplingParams, StopParams, Token, TokenId,
+    WorkerRef,
 };
 
 pub use client::WorkerClient;
@@ -101,6 +102,8 @@ pub struct PullFrom {
     pub prefill: WorkerRef,
     /// `host:port` of its KV service.
     pub address: String,
+    /// Where it serves KV besides.
+    pub endpoints: KvEndpoints,
     /// What it is.
     pub compatibility: Compatibility,
 }

@@ -287,7 +287,12 @@ fn decode_call() -> DecodeCall {
         prompt: [1, 2, 3].into(),
         sampling: sampling(),
         stop: stop(),
-        source: Some(PullFrom { prefill: here(), address: "127.0.0.1:7100".into(), compatibility }),
+        source: Some(PullFrom {
+            prefill: here(),
+            address: "127.0.0.1:7100".into(),
+            endpoints: types::KvEndpoints { tcp: "127.0.0.1:7101".into(), shm: "/run/kv".into(), host: "boot".into() },
+            compatibility,
+        }),
         generated: vec![8, 9],
     }
 }

@@ -2,16 +2,32 @@
 
 use std::time::Duration;
 
-use crate::support::{BLOCK_TOKENS, Bed, CONFIG, N_LAYERS, handoff, holds_prompt};
+use crate::support::{BLOCK_TOKENS, Bed, CONFIG, N_LAYERS, handoff, holds_prompt, over_every_transport};
 use tokio::time::{Instant, timeout};
-use transfer::{EndCause, Pull, PullError, Pulled};
+use transfer::{EndCause, Pull, PullError, Pulled, TransportKind};
 use types::{Code, Epoch, Failure};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-#[tokio::test]
-async fn cells_arrive_while_the_prompt_is_computed() {
-    let bed = Bed::new(256).await;
+over_every_transport!(
+    cells_arrive_while_the_prompt_is_computed,
+    a_large_prompt_takes_many_messages,
+    a_fetch_may_come_before_its_offer,
+    a_fetch_without_an_offer_ends,
+    a_late_fetch_is_told_at_once_that_the_offer_has_ended,
+    only_the_declared_reader_of_this_incarnation_may_fetch,
+    an_incompatible_reader_is_told_which_field_differs,
+    an_offer_is_fetched_once,
+    a_withdrawn_offer_ends_its_fetch_with_a_reason,
+    a_failed_computation_is_told_to_the_reader,
+    an_offer_that_nobody_fetches_expires,
+    a_reader_that_leaves_releases_the_blocks,
+    a_peer_that_is_silent_or_gone_is_noticed,
+    a_waiting_reader_hears_the_heartbeat,
+);
+
+async fn cells_arrive_while_the_prompt_is_computed(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, computing) = bed.offer(18);
     let pull = bed.pull(18);
     let pulled = async { bed.puller.pull(&pull).await };
@@ -30,16 +46,15 @@ async fn cells_arrive_while_the_prompt_is_computed() {
     let (pulled, ended) = tokio::join!(pulled, compute);
     let bytes = (5 * N_LAYERS * 256) as u64;
     let Pulled { handoff: record, bytes: received, refetched, transport, .. } = pulled.unwrap();
-    assert_eq!((record, received, refetched, transport), (handoff(18), bytes, 0, "grpc"));
+    assert_eq!((record, received, refetched, transport), (handoff(18), bytes, 0, kind));
     assert!(holds_prompt(&pull));
     assert_eq!((ended.cause, ended.bytes), (EndCause::Fetched, bytes));
     timeout(SECOND, until(|| computing.released())).await.unwrap();
     assert_eq!(bed.source.n_offers(), 0);
 }
 
-#[tokio::test]
-async fn a_large_prompt_takes_many_messages() {
-    let bed = Bed::new(1 << 20).await;
+async fn a_large_prompt_takes_many_messages(kind: TransportKind) {
+    let bed = Bed::new(kind, 1 << 20).await;
     let (offer, computing) = bed.offer(40);
     let pull = bed.pull(40);
     computing.publish_all();
@@ -50,9 +65,8 @@ async fn a_large_prompt_takes_many_messages() {
     assert!(holds_prompt(&pull));
 }
 
-#[tokio::test]
-async fn a_fetch_may_come_before_its_offer() {
-    let bed = Bed::new(256).await;
+async fn a_fetch_may_come_before_its_offer(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let pull = bed.pull(3);
     let offer = async {
         tokio::time::sleep(CONFIG.offer_wait / 3).await;
@@ -66,16 +80,14 @@ async fn a_fetch_may_come_before_its_offer() {
     assert_eq!(ended.cause, EndCause::Fetched);
 }
 
-#[tokio::test]
-async fn a_fetch_without_an_offer_ends() {
-    let bed = Bed::new(256).await;
+async fn a_fetch_without_an_offer_ends(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let refused = refusal(&bed, &bed.pull(3)).await;
     assert_eq!((refused.code, refused.reason), (Code::NotFound, "KV_NOT_OFFERED"));
 }
 
-#[tokio::test]
-async fn a_late_fetch_is_told_at_once_that_the_offer_has_ended() {
-    let bed = Bed::new(256).await;
+async fn a_late_fetch_is_told_at_once_that_the_offer_has_ended(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, _computing) = bed.offer(3);
     offer.fail(Failure::new(Code::Aborted, "CHOICE_FINISHED", "nothing to hand over"));
     drop(offer);
@@ -96,8 +108,8 @@ async fn a_late_fetch_is_told_at_once_that_the_offer_has_ended() {
 }
 
 /// Changes one thing about a pull, and says what the source must answer.
-async fn check_refused(reason: &str, change: fn(&mut Pull)) {
-    let bed = Bed::new(256).await;
+async fn check_refused(kind: TransportKind, reason: &str, change: fn(&mut Pull)) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, computing) = bed.offer(9);
     computing.publish_all();
     offer.finish(handoff(9));
@@ -112,19 +124,17 @@ async fn check_refused(reason: &str, change: fn(&mut Pull)) {
     bed.puller.pull(&bed.pull(9)).await.unwrap();
 }
 
-#[tokio::test]
-async fn only_the_declared_reader_of_this_incarnation_may_fetch() {
-    check_refused("STALE_EPOCH", |p| p.peer.epoch = Epoch(10)).await;
-    check_refused("STALE_EPOCH", |p| p.peer.id = types::WorkerId::new("prefill-1")).await;
-    check_refused("STALE_OWNER", |p| p.owner_epoch = Epoch(4)).await;
-    check_refused("KV_WRONG_READER", |p| p.reader.epoch = Epoch(99)).await;
-    check_refused("KV_HASH_MISMATCH", |p| p.hashes[1] = types::BlockHash([0; 16])).await;
-    check_refused("INCOMPATIBLE", |p| p.compatibility.model_digest = "other".into()).await;
+async fn only_the_declared_reader_of_this_incarnation_may_fetch(kind: TransportKind) {
+    check_refused(kind, "STALE_EPOCH", |p| p.peer.epoch = Epoch(10)).await;
+    check_refused(kind, "STALE_EPOCH", |p| p.peer.id = types::WorkerId::new("prefill-1")).await;
+    check_refused(kind, "STALE_OWNER", |p| p.owner_epoch = Epoch(4)).await;
+    check_refused(kind, "KV_WRONG_READER", |p| p.reader.epoch = Epoch(99)).await;
+    check_refused(kind, "KV_HASH_MISMATCH", |p| p.hashes[1] = types::BlockHash([0; 16])).await;
+    check_refused(kind, "INCOMPATIBLE", |p| p.compatibility.model_digest = "other".into()).await;
 }
 
-#[tokio::test]
-async fn an_incompatible_reader_is_told_which_field_differs() {
-    let bed = Bed::new(256).await;
+async fn an_incompatible_reader_is_told_which_field_differs(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let mut pull = bed.pull(9);
     pull.compatibility.rope = "yarn".into();
     let refused = refusal(&bed, &pull).await;
@@ -132,9 +142,8 @@ async fn an_incompatible_reader_is_told_which_field_differs() {
     assert!(refused.message.contains("rope") && !refused.message.contains("geometry"), "{refused}");
 }
 
-#[tokio::test]
-async fn an_offer_is_fetched_once() {
-    let bed = Bed::new(256).await;
+async fn an_offer_is_fetched_once(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, computing) = bed.offer(9);
     computing.publish_all();
     offer.finish(handoff(9));
@@ -145,9 +154,8 @@ async fn an_offer_is_fetched_once() {
     drop(offer);
 }
 
-#[tokio::test]
-async fn a_withdrawn_offer_ends_its_fetch_with_a_reason() {
-    let bed = Bed::new(256).await;
+async fn a_withdrawn_offer_ends_its_fetch_with_a_reason(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, computing) = bed.offer(9);
     let pull = bed.pull(9);
     let withdraw = async {
@@ -160,9 +168,8 @@ async fn a_withdrawn_offer_ends_its_fetch_with_a_reason() {
     timeout(SECOND, until(|| computing.released())).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_failed_computation_is_told_to_the_reader() {
-    let bed = Bed::new(256).await;
+async fn a_failed_computation_is_told_to_the_reader(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, computing) = bed.offer(9);
     let fail = async {
         tokio::time::sleep(Duration::from_millis(30)).await;
@@ -175,9 +182,8 @@ async fn a_failed_computation_is_told_to_the_reader() {
     timeout(SECOND, until(|| computing.released())).await.unwrap();
 }
 
-#[tokio::test]
-async fn an_offer_that_nobody_fetches_expires() {
-    let bed = Bed::new(256).await;
+async fn an_offer_that_nobody_fetches_expires(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, computing) = bed.offer(9);
     computing.publish_all();
     offer.finish(handoff(9));
@@ -187,9 +193,8 @@ async fn an_offer_that_nobody_fetches_expires() {
     assert_eq!(bed.source.n_offers(), 0);
 }
 
-#[tokio::test]
-async fn a_reader_that_leaves_releases_the_blocks() {
-    let bed = Bed::new(256).await;
+async fn a_reader_that_leaves_releases_the_blocks(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, computing) = bed.offer(9);
     computing.publish(0..4);
     let pull = bed.pull(9);
@@ -210,7 +215,7 @@ async fn a_reader_that_leaves_releases_the_blocks() {
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_cut_off() {
     use proto::v1 as wire;
-    let bed = Bed::new(4 << 20).await;
+    let bed = Bed::new(TransportKind::Grpc, 4 << 20).await;
     let (offer, computing) = bed.offer(40);
     computing.publish_all();
     offer.finish(handoff(40));
@@ -232,8 +237,19 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
         only: vec![],
         expected_block_hashes: pull.hashes.iter().map(|h| h.0.to_vec().into()).collect(),
         checksum: wire::ChecksumKind::Xxh364.into(),
+        note: None,
     };
-    let unread = client.fetch(request).await.unwrap();
+    let holding = wire::FetchNote { kind: wire::fetch_note::Kind::Holding.into(), reason: String::new() };
+    let holding = wire::FetchRequest { note: Some(holding), ..wire::FetchRequest::default() };
+    let holding = futures::stream::unfold((), move |()| {
+        let note = holding.clone();
+        async move {
+            tokio::time::sleep(CONFIG.silence / 10).await;
+            Some((note, ()))
+        }
+    });
+    let requests = futures::StreamExt::chain(futures::stream::iter([request]), Box::pin(holding));
+    let unread = client.fetch(requests).await.unwrap();
     let ended = timeout(CONFIG.progress_timeout * 3, offer.ended()).await.unwrap();
     assert_eq!(ended.cause, EndCause::Abandoned);
     assert!(ended.bytes < 120 << 20, "sending is bounded by what the reader takes");
@@ -241,18 +257,21 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
     drop(unread);
 }
 
-#[tokio::test]
-async fn a_peer_that_is_silent_or_gone_is_noticed() {
-    let bed = Bed::new(256).await;
+async fn a_peer_that_is_silent_or_gone_is_noticed(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (listener, silent) = crate::support::listen().await;
     let mut pull = bed.pull(9);
     pull.progress_timeout = Duration::from_millis(300);
-    pull.address = silent.to_string();
+    let hidden = bed.folder.path().join("silent.sock");
+    let _silent = transfer::bind_shm(&hidden).unwrap();
+    (pull.address, pull.endpoints.tcp) = (silent.to_string(), silent.to_string());
+    pull.endpoints.shm = hidden.display().to_string();
     assert!(matches!(bed.puller.pull(&pull).await, Err(PullError::Stalled)));
     drop(listener);
 
     let mut pull = bed.pull(9);
-    pull.address = crate::support::listen().await.1.to_string();
+    let gone = crate::support::listen().await.1.to_string();
+    (pull.address, pull.endpoints.tcp, pull.endpoints.shm) = (gone.clone(), gone, "/nowhere".into());
     assert!(matches!(bed.puller.pull(&pull).await, Err(PullError::PeerLost(_))));
 
     let mut pull = bed.pull(9);
@@ -261,9 +280,8 @@ async fn a_peer_that_is_silent_or_gone_is_noticed() {
     assert!(matches!(bed.puller.pull(&pull).await, Err(PullError::Deadline)));
 }
 
-#[tokio::test]
-async fn a_waiting_reader_hears_the_heartbeat() {
-    let bed = Bed::new(256).await;
+async fn a_waiting_reader_hears_the_heartbeat(kind: TransportKind) {
+    let bed = Bed::new(kind, 256).await;
     let (offer, computing) = bed.offer(9);
     let mut pull = bed.pull(9);
     pull.progress_timeout = CONFIG.heartbeat * 4;

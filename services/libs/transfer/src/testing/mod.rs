@@ -1,24 +1,24 @@
-//! A man in the middle for tests: forwards fetches and damages what passes.
+//! Men in the middle for tests: forward fetches and damage what passes.
 //!
-//! Put it between reader and source by giving readers its address. It runs in the test's own process, also when
-//! the workers are processes of their own.
+//! Put one between reader and source by giving readers its address. It runs in the test's own process, also when
+//! the workers are processes of their own. What it does to a fetch is the same on every transport.
 
-use std::collections::VecDeque;
+mod grpc;
+#[cfg(target_os = "linux")]
+mod socket;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use kernels::checksum::xxh3_64;
 use prost::Message as _;
 use proto::v1 as wire;
 use proto::v1::fetch_response::Item;
-use proto::v1::kv_service_client::KvServiceClient;
-use proto::v1::kv_service_server::{KvService, KvServiceServer};
-use rpc::net::{Limits, channel};
-use rpc::{ServeError, ServeOptions};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tonic::transport::Channel;
-use tonic::{Request, Response, Status, Streaming};
+
+pub use grpc::corrupting_proxy;
+#[cfg(target_os = "linux")]
+pub use socket::SocketProxy;
+
+use crate::frame::Head;
 
 /// What happens to a fetch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,11 +49,17 @@ pub enum Fault {
     NoiseBlock,
     /// The connection is closed after the first frames.
     Disconnect,
+    /// A frame of an earlier incarnation or owner, sound in itself.
+    StaleEpoch,
+    /// A frame of another request, sound in itself.
+    ForeignRequest,
+    /// One bit of what frames a message is flipped; over gRPC, of a frame's checksum.
+    WireBit,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::PayloadBit,
         Self::HeaderBit,
         Self::HashBit,
@@ -67,82 +73,20 @@ impl Fault {
         Self::Truncate,
         Self::NoiseBlock,
         Self::Disconnect,
+        Self::StaleEpoch,
+        Self::ForeignRequest,
+        Self::WireBit,
     ];
 }
 
 /// Chooses the fault of the n-th fetch, counted from 0 over the proxy's life.
 pub type Plan = Arc<dyn Fn(u64) -> Option<Fault> + Send + Sync>;
 
-/// Forwards to `upstream` (`host:port`) until `shutdown`. `seed` decides which bits and frames are hit.
-///
-/// # Errors
-/// The transport broke.
-pub async fn corrupting_proxy(
-    listener: TcpListener,
-    upstream: String,
-    plan: Plan,
-    seed: u64,
-    shutdown: CancellationToken,
-) -> Result<(), ServeError> {
-    let limits = Limits::kv();
-    let bytes = limits.message_bytes;
-    let channel = channel(&upstream, &limits)
-        .map_err(|failure| std::io::Error::new(std::io::ErrorKind::InvalidInput, failure.to_string()))?;
-    let upstream = KvServiceClient::new(channel).max_decoding_message_size(bytes).max_encoding_message_size(bytes);
-    let proxy = Proxy { upstream, plan, seed, n_fetches: AtomicU64::new(0) };
-    let service = KvServiceServer::new(proxy).max_decoding_message_size(bytes).max_encoding_message_size(bytes);
-    let options = ServeOptions::new(limits);
-    rpc::net::serve_routes(Routes::new(service), &["baton.v1.KvService"], listener, options, shutdown).await
-}
-
-struct Proxy {
-    upstream: KvServiceClient<Channel>,
-    plan: Plan,
-    seed: u64,
-    n_fetches: AtomicU64,
-}
-
-type Messages = futures::stream::BoxStream<'static, Result<wire::FetchResponse, Status>>;
-
-#[tonic::async_trait]
-impl KvService for Proxy {
-    type FetchStream = Messages;
-
-    async fn fetch(&self, request: Request<wire::FetchRequest>) -> Result<Response<Messages>, Status> {
-        let n = self.n_fetches.fetch_add(1, Ordering::Relaxed);
-        let fault = (self.plan)(n);
-        let stream = self.upstream.clone().fetch(request.into_inner()).await?.into_inner();
-        let damage = Damage {
-            fault,
-            random: Random(self.seed.wrapping_add(n.wrapping_mul(0x9E37_79B9))),
-            done: false,
-            block: None,
-        };
-        let state = Some((stream, damage, VecDeque::new()));
-        let messages = futures::stream::unfold(state, forward);
-        Ok(Response::new(Box::pin(messages)))
-    }
-}
-
-type Forward = (Streaming<wire::FetchResponse>, Damage, VecDeque<wire::FetchResponse>);
-
-async fn forward(state: Option<Forward>) -> Option<(Result<wire::FetchResponse, Status>, Option<Forward>)> {
-    let (mut stream, mut damage, mut ready) = state?;
-    loop {
-        if let Some(message) = ready.pop_front() {
-            return Some((Ok(message), Some((stream, damage, ready))));
-        }
-        match stream.message().await {
-            Ok(Some(message)) => match damage.apply(message) {
-                Some(message) => ready.push_back(message),
-                None if damage.fault == Some(Fault::Disconnect) => {
-                    return Some((Err(Status::unknown("connection closed")), None));
-                }
-                None => return None,
-            },
-            Ok(None) => return None,
-            Err(status) => return Some((Err(status), None)),
-        }
+impl Damage {
+    /// Of the n-th fetch.
+    fn new(plan: &Plan, seed: u64, n: u64) -> Self {
+        let random = Random(seed.wrapping_add(n.wrapping_mul(0x9E37_79B9)));
+        Self { fault: plan(n), random, done: false, block: None }
     }
 }
 
@@ -185,7 +129,7 @@ impl Damage {
         match fault {
             Fault::PayloadBit => frames[at].payload = flipped(&frames[at].payload, random),
             Fault::HashBit => frames[at].block_hash = flipped(&frames[at].block_hash, random),
-            Fault::ChecksumBit => frames[at].checksum ^= 1 << random.below(64),
+            Fault::ChecksumBit | Fault::WireBit => frames[at].checksum ^= 1 << random.below(64),
             Fault::HeaderBit => {
                 let bit = random.below(32);
                 let frame = &mut frames[at];
@@ -214,8 +158,18 @@ impl Damage {
             Fault::DropFrame => drop(frames.remove(at)),
             Fault::DuplicateFrame => frames.push(frames[at].clone()),
             Fault::Reorder => frames.reverse(),
-            Fault::ManifestBit | Fault::Truncate | Fault::NoiseBlock => {}
-            Fault::Disconnect => {}
+            Fault::StaleEpoch => {
+                let frame = &mut frames[at];
+                let epoch = if random.below(2) == 0 { &mut frame.owner_epoch } else { &mut frame.worker_epoch };
+                *epoch -= 1;
+                reseal(frame);
+            }
+            Fault::ForeignRequest => {
+                let other = wire::RequestId { value: vec![7; 16].into() };
+                frames[at].request_id = Some(other);
+                reseal(&mut frames[at]);
+            }
+            Fault::ManifestBit | Fault::Truncate | Fault::NoiseBlock | Fault::Disconnect => {}
         }
         true
     }
@@ -227,6 +181,11 @@ impl Damage {
             }
         }
     }
+}
+
+/// Gives a frame the checksum that belongs to it.
+fn reseal(frame: &mut wire::Frame) {
+    frame.checksum = Head::of(frame).sum(xxh3_64(&frame.payload));
 }
 
 fn flipped(bytes: &[u8], random: &mut Random) -> bytes::Bytes {
