@@ -7,6 +7,7 @@ mod compat;
 mod failure;
 mod geometry;
 mod id;
+pub mod kv_event;
 mod load;
 mod phase;
 mod sampling;
