@@ -5,7 +5,7 @@ use types::{Epoch, WorkerRef};
 /// A batch that was not applied.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The worker must send a snapshot: a batch that begins with [`types::kv_event::KvEvent::Cleared`].
+    /// The worker must send a snapshot: a batch that begins with [`types::KvEvent::Cleared`].
     #[error("a snapshot of {worker} is wanted: {why}")]
     ResyncWanted {
         /// Whose.
@@ -29,8 +29,8 @@ pub enum Resync {
     /// Nothing of this incarnation has been heard yet.
     #[error("none has been heard yet")]
     First,
-    /// The connection was lost in between.
-    #[error("the connection was lost")]
+    /// The connection was lost in the middle of a snapshot.
+    #[error("the connection was lost in the middle of one")]
     Reconnected,
     /// Batches are missing.
     #[error("batch {got} came after {last}")]

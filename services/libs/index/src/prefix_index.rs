@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use types::kv_event::{KvEvent, KvEventBatch};
-use types::{BlockHash, WorkerId, WorkerRef};
+use types::{BlockHash, KvEvent, KvEventBatch, WorkerId, WorkerRef};
 
 use crate::error::ApplyError;
 use crate::guesses::Guesses;
@@ -144,7 +143,13 @@ impl PrefixIndex {
         }
     }
 
-    /// The connection that carries a worker's events was lost: the next batch must be a snapshot.
+    /// The batch after which a worker's events are wanted on a new connection; `None`: a snapshot, and then all.
+    pub fn resume_after(&self, who: &WorkerRef) -> Option<u64> {
+        self.number(who).and_then(|number| self.worker(number).stream.last())
+    }
+
+    /// The connection that carries a worker's events was lost. What comes next must follow what was applied
+    /// ([`resume_after`](Self::resume_after)), or be a snapshot.
     pub fn reconnected(&mut self, who: &WorkerRef) {
         if let Some(number) = self.number(who) {
             self.worker_mut(number).stream.reconnected();

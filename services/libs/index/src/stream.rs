@@ -1,6 +1,6 @@
 //! How far one worker's events have been heard.
 
-use types::kv_event::{KvEvent, KvEventBatch};
+use types::{KvEvent, KvEventBatch};
 
 use crate::error::Resync;
 
@@ -11,6 +11,8 @@ pub(crate) enum Stream {
     Silent,
     /// `last` was applied.
     Following { last: u64 },
+    /// A snapshot has begun; its last piece will have an id.
+    Snapshot,
     /// What is known may be wrong until a snapshot comes.
     Broken(Resync),
 }
@@ -29,15 +31,10 @@ impl Stream {
     pub(crate) fn take(&mut self, batch: &KvEventBatch) -> Verdict {
         let snapshot = matches!(batch.events.first(), Some(KvEvent::Cleared));
         let why = match *self {
-            _ if snapshot => {
-                *self = Self::Following { last: batch.id };
-                return Verdict::Apply;
-            }
-            Self::Following { last } if batch.id <= last => return Verdict::Seen,
-            Self::Following { last } if batch.id - 1 == last => {
-                *self = Self::Following { last: batch.id };
-                return Verdict::Apply;
-            }
+            _ if snapshot => return self.go_on(batch.id),
+            Self::Snapshot => return self.go_on(batch.id),
+            Self::Following { last } if batch.id.checked_sub(1) == Some(last) => return self.go_on(batch.id),
+            Self::Following { last } if batch.id > 0 && batch.id <= last => return Verdict::Seen,
             Self::Following { last } => Resync::Gap { last, got: batch.id },
             Self::Silent => Resync::First,
             Self::Broken(why) => why,
@@ -46,10 +43,23 @@ impl Stream {
         Verdict::Refuse(why)
     }
 
-    /// The connection was lost: batches may be, too.
+    fn go_on(&mut self, id: u64) -> Verdict {
+        *self = if id == 0 { Self::Snapshot } else { Self::Following { last: id } };
+        Verdict::Apply
+    }
+
+    /// The connection was lost. What is whole can be gone on with; half a snapshot cannot.
     pub(crate) fn reconnected(&mut self) {
-        if matches!(self, Self::Following { .. }) {
+        if *self == Self::Snapshot {
             *self = Self::Broken(Resync::Reconnected);
+        }
+    }
+
+    /// The batch to go on after; `None`: a snapshot is wanted.
+    pub(crate) fn last(&self) -> Option<u64> {
+        match *self {
+            Self::Following { last } => Some(last),
+            Self::Silent | Self::Snapshot | Self::Broken(_) => None,
         }
     }
 }
@@ -78,8 +88,24 @@ mod tests {
         assert_eq!(take(10, false), Verdict::Refuse(gap), "too late: 11 was refused and may not come again");
         assert_eq!(take(u64::MAX, true), Verdict::Apply);
         assert_eq!(take(u64::MAX, false), Verdict::Seen);
+        assert_eq!(take(0, false), Verdict::Refuse(Resync::Gap { last: u64::MAX, got: 0 }), "a piece of nothing");
+    }
+
+    #[test]
+    fn a_snapshot_may_come_in_pieces_and_half_of_one_is_none() {
+        let mut stream = Stream::Silent;
+        assert_eq!(stream.take(&batch(0, true)), Verdict::Apply);
+        assert_eq!(stream.take(&batch(0, false)), Verdict::Apply);
+        assert_eq!(stream.last(), None);
         stream.reconnected();
-        assert_eq!(stream.take(&batch(3, false)), Verdict::Refuse(Resync::Reconnected));
-        assert_eq!(stream.take(&batch(3, true)), Verdict::Apply);
+        assert_eq!(stream.take(&batch(5, false)), Verdict::Refuse(Resync::Reconnected));
+        assert_eq!(stream.take(&batch(0, true)), Verdict::Apply);
+        assert_eq!(stream.take(&batch(5, false)), Verdict::Apply);
+        assert_eq!(stream.last(), Some(5));
+        stream.reconnected();
+        assert_eq!(stream.take(&batch(6, false)), Verdict::Apply, "nothing was missed");
+        stream.reconnected();
+        assert_eq!(stream.take(&batch(8, false)), Verdict::Refuse(Resync::Gap { last: 6, got: 8 }));
+        assert_eq!(stream.last(), None);
     }
 }

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use index::{Config, PrefixIndex};
 use proptest::prelude::*;
-use types::kv_event::{KvEvent, KvEventBatch};
-use types::{BlockHash, Epoch, WorkerId, WorkerRef};
+use types::{BlockHash, Epoch, KvEvent, KvEventBatch, WorkerId, WorkerRef};
 
 const N_WORKERS: usize = 5;
 const NOW: Duration = Duration::ZERO;
@@ -106,7 +105,7 @@ impl Pair {
         let mut pair = Self {
             index: PrefixIndex::new(Config { bytes, ..Config::default() }),
             model: Model::default(),
-            next: [0; N_WORKERS],
+            next: [1; N_WORKERS],
         };
         (0..N_WORKERS).for_each(|w| pair.snapshot(w));
         pair

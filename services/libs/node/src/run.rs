@@ -216,6 +216,7 @@ fn admin_hooks(servers: &Servers, loaded: Arc<OnceLock<(WorkerHandle, Arc<Gate>)
             }
             .boxed()
         })),
+        explain: None,
     }
 }
 
