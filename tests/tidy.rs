@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["router", "prefill", "decode"],
     &["node"],
     &["worker", "rpc", "transfer", "registry", "bootstrap"],
+    &["replay"],
     &["routing", "index", "scheduler", "kvcache", "experts"],
     &["engine", "text"],
     &["kernels", "modelfile"],
@@ -21,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
 const SIDEWAYS: &[(&str, &str)] = &[("scheduler", "kvcache"), ("transfer", "rpc")];
 
 /// Decisions without tasks, clocks or randomness of their own.
-const PURE: &[&str] = &["types", "routing", "index", "scheduler", "kvcache"];
+const PURE: &[&str] = &["types", "routing", "index", "replay", "scheduler", "kvcache"];
 
 /// Who may depend on an outside crate.
 const OWNERS: &[(&str, &[&str])] = &[

@@ -1,7 +1,9 @@
-//! `baton bench`: measures this machine. One subject a file set: `engine` is the forward pass without a server.
+//! `baton bench`: measures this machine. One subject a file set: `engine` is the forward pass without a server, `index`
+//! the router's knowledge of caches and its choice of workers.
 
 mod args;
 mod engine;
+mod index;
 mod measure;
 mod report;
 mod roofs;
@@ -12,5 +14,6 @@ pub(crate) use args::{BenchArgs, BenchCommand};
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.command {
         BenchCommand::Engine(args) => engine::run(args),
+        BenchCommand::Index(args) => index::run(args),
     }
 }

@@ -24,7 +24,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { bytes: 128 << 20, guess_lifetime: Duration::from_secs(240), seed: 0 }
+        Self { bytes: 128 << 20, guess_lifetime: Duration::from_secs(1800), seed: 0 }
     }
 }
 
