@@ -11,7 +11,8 @@ const LAYERS: &[&[&str]] = &[
     &["router", "prefill", "decode"],
     &["node"],
     &["worker", "rpc", "transfer", "registry", "bootstrap"],
-    &["routing", "scheduler", "kvcache", "experts"],
+    &["replay"],
+    &["routing", "index", "scheduler", "kvcache", "experts"],
     &["engine", "text"],
     &["kernels", "modelfile"],
     &["types", "proto"],
@@ -21,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
 const SIDEWAYS: &[(&str, &str)] = &[("scheduler", "kvcache"), ("transfer", "rpc")];
 
 /// Decisions without tasks, clocks or randomness of their own.
-const PURE: &[&str] = &["types", "routing", "scheduler", "kvcache"];
+const PURE: &[&str] = &["types", "routing", "index", "replay", "scheduler", "kvcache"];
 
 /// Who may depend on an outside crate.
 const OWNERS: &[(&str, &[&str])] = &[

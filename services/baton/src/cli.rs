@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Show a running cluster
     Status(StatusArgs),
+    /// Show why a request went to its workers
+    Explain(ExplainArgs),
     /// Check this machine: processor, memory, ports, model
     Doctor(DoctorArgs),
     /// Fetch a model by its short name
@@ -184,12 +186,46 @@ impl std::fmt::Display for SpeedupArg {
     }
 }
 
+/// How routers choose workers.
+#[derive(Args, Clone)]
+pub(crate) struct RoutingArgs {
+    /// How workers are compared: round-robin, least-loaded, power-of-two, prefix-aware or cost
+    #[arg(long, default_value_t)]
+    pub(crate) policy: routing::Policy,
+    /// A decode worker computes a prompt itself if it lacks at most so many of its tokens; 0: never while there is a
+    /// prefill worker
+    #[arg(long, default_value_t = 0)]
+    pub(crate) local_prefill_tokens: u32,
+    /// Memory of each router for what the workers' caches hold, MiB
+    #[arg(long, default_value_t = 128)]
+    pub(crate) index_mib: usize,
+}
+
+impl RoutingArgs {
+    /// Puts the flags into a router's settings.
+    pub(crate) fn apply(&self, config: &mut router::Config) {
+        config.rules = routing::Rules { policy: self.policy, local_tokens: self.local_prefill_tokens };
+        config.index.bytes = self.index_mib.saturating_mul(1 << 20);
+    }
+
+    /// As flags of a child.
+    pub(crate) fn flags(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("--policy", self.policy.to_string()),
+            ("--local-prefill-tokens", self.local_prefill_tokens.to_string()),
+            ("--index-mib", self.index_mib.to_string()),
+        ]
+    }
+}
+
 #[derive(Args, Clone)]
 pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) routing: RoutingArgs,
     /// Prefill workers; 0: decode workers prefill by themselves
     #[arg(long, default_value_t = 1)]
     pub(crate) prefill: usize,
@@ -219,6 +255,8 @@ pub(crate) struct SingleArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) routing: RoutingArgs,
     /// HTTP address
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub(crate) http: SocketAddr,
@@ -272,6 +310,8 @@ pub(crate) struct RouterArgs {
     pub(crate) process: ProcessArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) routing: RoutingArgs,
     /// HTTP address
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub(crate) http: SocketAddr,
@@ -356,6 +396,18 @@ pub(crate) struct StatusArgs {
     /// The router's gRPC address
     #[arg(long, default_value = "127.0.0.1:50051")]
     pub(crate) grpc: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct ExplainArgs {
+    /// The request's id: 32 hex digits, or the `id` of its answer
+    pub(crate) request: String,
+    /// The router's admin address
+    #[arg(long, default_value = "127.0.0.1:9090")]
+    pub(crate) admin: String,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -452,6 +504,18 @@ impl Default for EngineArgs {
             engine: EngineArgs,
         }
         Bare::parse_from(["baton"]).engine
+    }
+}
+
+impl Default for RoutingArgs {
+    /// The flags' own defaults.
+    fn default() -> Self {
+        #[derive(Parser)]
+        struct Bare {
+            #[command(flatten)]
+            routing: RoutingArgs,
+        }
+        Bare::parse_from(["baton"]).routing
     }
 }
 

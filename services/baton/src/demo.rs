@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use crate::cli::{ChatArgs, DemoArgs, EngineArgs, ModelArgs, UpArgs};
+use crate::cli::{ChatArgs, DemoArgs, EngineArgs, ModelArgs, RoutingArgs, UpArgs};
 use crate::up::Cluster;
 
 #[allow(clippy::print_stdout, reason = "this command's purpose is what it prints")]
@@ -15,6 +15,7 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let up = UpArgs {
         model: ModelArgs { model: args.model.clone(), served_model_name: None },
         engine: EngineArgs::default(),
+        routing: RoutingArgs::default(),
         prefill: 1,
         decode: 1,
         routers: 1,

@@ -11,6 +11,7 @@ mod cores;
 mod demo;
 mod doctor;
 mod engines;
+mod explain;
 mod model;
 mod offline;
 mod pull;
@@ -61,6 +62,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Registry(args) => block_on(roles::registry(args)),
         Command::Chat(args) => block_on(chat::run(args)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Explain(args) => block_on(explain::run(args)),
     }
 }
 

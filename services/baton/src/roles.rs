@@ -21,6 +21,7 @@ pub(crate) async fn router(args: RouterArgs) -> anyhow::Result<()> {
     let (runtime, registry) = process(Role::Router, &args.process)?;
     let mut config = router::Config::new(runtime.id(), model.path, model.name);
     (config.http, config.grpc, config.admin) = (args.http, args.grpc, Some(args.admin));
+    args.routing.apply(&mut config);
     router::run(config, runtime, registry).await
 }
 

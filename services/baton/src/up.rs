@@ -212,8 +212,9 @@ fn children(args: &UpArgs, model: &Model, registry: &str) -> anyhow::Result<Vec<
     let mut specs = Vec::new();
     for index in 0..args.routers {
         let address = |asked: SocketAddr| if index == 0 { asked.to_string() } else { any() };
-        let flags =
+        let mut flags =
             vec![("--http", address(args.http)), ("--grpc", address(args.grpc)), ("--admin", address(args.admin))];
+        flags.extend(args.routing.flags());
         specs.push(common("router", index, flags));
     }
     for (role, count, threads) in [("prefill", args.prefill, prefill), ("decode", args.decode, decode)] {

@@ -1,19 +1,26 @@
 //! The workers, as this router knows them: the registry's view and their own reports, fed into the routing table;
 //! one connection to each incarnation.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use index::{ApplyError, PrefixIndex};
 use registry::{Registered, View};
-use routing::{Health, InFlight, LeastLoaded, NoPrefill, Work, WorkerInfo, WorkerState, WorkerTable};
+use routing::{
+    Ask, Explanation, Health, InFlight, NoPrefill, Observation, Rules, Work, WorkerInfo, WorkerState, WorkerTable,
+};
 use rpc::worker::{WorkerApi as _, WorkerClient};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use types::{Failure, Role, WorkerRef};
+use types::{Failure, KvEventBatch, RequestId, Role, WorkerRef};
+
+use crate::explain::Explanations;
+use crate::metrics::Metrics;
+use crate::prefixes::{Names, Naming};
 
 /// Workers report at most this often.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
@@ -23,10 +30,22 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A worker whose reports broke off is avoided until they are back, checked this much after each attempt.
 const SILENCE_SLACK: Duration = Duration::from_millis(500);
 
+/// What a cluster's view is made with.
+pub(crate) struct Settings {
+    pub(crate) model: String,
+    /// A worker that failed is avoided for this long.
+    pub(crate) suspicion: Duration,
+    pub(crate) rules: Rules,
+    pub(crate) index: index::Config,
+}
+
 /// Handle of the table and the connections; lives as long as the router.
 pub(crate) struct Cluster {
     origin: Instant,
     suspicion: Duration,
+    rules: Rules,
+    metrics: Metrics,
+    pub(crate) explanations: Explanations,
     view: watch::Receiver<Arc<View>>,
     state: Mutex<State>,
     /// Told whenever room may have come free somewhere.
@@ -35,6 +54,9 @@ pub(crate) struct Cluster {
 
 struct State {
     table: WorkerTable,
+    index: PrefixIndex,
+    /// Choices made so far.
+    turn: u64,
     peers: HashMap<WorkerRef, Peer>,
     /// What carried the last prompt's KV to each decode worker.
     transports: HashMap<WorkerRef, String>,
@@ -47,6 +69,27 @@ struct State {
 struct Peer {
     client: WorkerClient,
     gone: CancellationToken,
+    naming: Option<Naming>,
+}
+
+/// Workers that may serve a choice.
+pub(crate) struct Pair {
+    pub(crate) decode: Worker,
+    /// `Err`: the decode worker computes the prompt.
+    pub(crate) prefill: Result<Worker, NoPrefill>,
+    /// Tokens of the prompt that whoever computes it is thought to hold.
+    pub(crate) cached: u32,
+}
+
+/// What is to be placed.
+pub(crate) struct Wanted<'a> {
+    pub(crate) request: RequestId,
+    pub(crate) choice: u32,
+    pub(crate) work: Work,
+    pub(crate) names: &'a Names,
+    pub(crate) avoid: &'a [WorkerRef],
+    /// Numerics of the part of the answer that was sent.
+    pub(crate) begun: Option<&'a str>,
 }
 
 /// A worker to call.
@@ -87,14 +130,16 @@ impl Drop for Occupancy {
 impl Cluster {
     /// A table that follows `view` by a task of `tracker` until `shutdown`.
     pub(crate) fn start(
-        model: &str,
-        suspicion: Duration,
+        settings: Settings,
+        metrics: Metrics,
         view: watch::Receiver<Arc<View>>,
         tracker: &TaskTracker,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let state = State {
-            table: WorkerTable::new(model, Box::new(LeastLoaded)),
+            table: WorkerTable::new(settings.model, settings.rules),
+            index: PrefixIndex::new(settings.index),
+            turn: 0,
             peers: HashMap::new(),
             transports: HashMap::new(),
             max_context: None,
@@ -102,7 +147,10 @@ impl Cluster {
         };
         let cluster = Arc::new(Self {
             origin: Instant::now(),
-            suspicion,
+            suspicion: settings.suspicion,
+            rules: settings.rules,
+            metrics,
+            explanations: Explanations::default(),
             view: view.clone(),
             state: Mutex::new(state),
             room: Notify::new(),
@@ -157,23 +205,87 @@ impl Cluster {
         self.lock().fingerprint.clone()
     }
 
-    /// Decode workers for `work`, best first; `begun`: numerics of the part of the answer that was sent.
-    pub(crate) fn decodes(&self, work: Work, avoid: &[WorkerRef], begun: Option<&str>) -> Vec<Worker> {
-        let state = self.lock();
-        let infos = state.table.decodes(work, avoid, begun, self.now());
-        infos.into_iter().filter_map(|info| state.worker(info)).collect()
+    /// How the workers name blocks; none if nobody looks at them.
+    pub(crate) fn namings(&self) -> Vec<Naming> {
+        let mut namings = Vec::new();
+        if self.rules.policy.is_prefix_aware() || self.rules.local_tokens > 0 {
+            for naming in self.lock().peers.values().filter_map(|peer| peer.naming.as_ref()) {
+                if !namings.contains(naming) {
+                    namings.push(naming.clone());
+                }
+            }
+        }
+        namings
     }
 
-    /// The best prefill worker for a decode worker.
-    pub(crate) fn prefill_for(&self, decode: &WorkerRef, avoid: &[WorkerRef]) -> Result<Worker, NoPrefill> {
-        let state = self.lock();
-        let info = state.table.prefill_for(decode, avoid, self.now())?;
-        state.worker(info).ok_or(NoPrefill::Absent)
+    /// Pairs of workers for a choice, best first, and why in this order.
+    pub(crate) fn choose(&self, wanted: &Wanted<'_>) -> (Vec<Pair>, Explanation) {
+        let now = self.now();
+        let mut state = self.lock();
+        let mut cached = BTreeMap::new();
+        for (naming, hashes) in wanted.names.iter() {
+            for found in state.index.lookup(hashes, now) {
+                let tokens = found.n_blocks.saturating_mul(naming.block_tokens());
+                cached.insert(found.worker.clone(), tokens);
+            }
+        }
+        let turn = state.turn;
+        state.turn += 1;
+        let Wanted { request, choice, work, avoid, begun, .. } = *wanted;
+        let ask = Ask { request, choice, work, cached: &cached, avoid, begun, turn };
+        let chosen = state.table.choose(&ask, now);
+        let pairs = chosen.pairs.into_iter().filter_map(|pair| {
+            let prefill = pair.prefill.and_then(|info| state.worker(info).ok_or(NoPrefill::Absent));
+            Some(Pair { decode: state.worker(pair.decode)?, prefill, cached: pair.cached })
+        });
+        (pairs.collect(), chosen.explanation)
     }
 
-    /// Counts `work` at a worker while the guard lives.
+    /// Whether a worker that was chosen a moment ago still takes work.
+    pub(crate) fn is_usable(&self, worker: &WorkerRef) -> bool {
+        self.lock().table.is_usable(worker, self.now())
+    }
+
+    /// A prompt went to these workers: they will hold its blocks.
+    pub(crate) fn placed(&self, workers: &[&WorkerRef], names: &Names) {
+        let now = self.now();
+        let mut state = self.lock();
+        let State { index, peers, .. } = &mut *state;
+        for worker in workers {
+            if let Some(naming) = peers.get(*worker).and_then(|peer| peer.naming.as_ref()) {
+                index.chosen(worker, names.under(naming), now);
+            }
+        }
+        self.metrics.index(&index.stats());
+    }
+
+    /// Takes what a worker says about its cache, in the order of its batches.
+    ///
+    /// # Errors
+    /// A snapshot of that worker is wanted, or its incarnation is gone.
+    #[expect(dead_code, reason = "workers do not send events yet")]
+    pub(crate) fn cache_events(&self, worker: &WorkerRef, batch: &KvEventBatch) -> Result<(), ApplyError> {
+        let mut state = self.lock();
+        let applied = state.index.apply(worker, batch);
+        self.metrics.index(&state.index.stats());
+        applied.map(|_| ())
+    }
+
+    /// Learns how long something took at a worker.
+    pub(crate) fn observe(&self, worker: &WorkerRef, seen: Observation) {
+        let now = self.now();
+        self.lock().table.observe(worker, seen, now);
+    }
+
+    /// Counts a sequence at a worker while the guard lives.
     pub(crate) fn occupy(self: &Arc<Self>, worker: &WorkerRef, work: Work) -> Occupancy {
         Occupancy { cluster: self.clone(), taken: false, _in_flight: self.lock().table.start(worker, work) }
+    }
+
+    /// Counts a prompt at the worker that computes it while the guard lives.
+    pub(crate) fn occupy_prompt(self: &Arc<Self>, worker: &WorkerRef, work: Work, cached: u32) -> Occupancy {
+        let in_flight = self.lock().table.start_prompt(worker, work, cached);
+        Occupancy { cluster: self.clone(), taken: false, _in_flight: in_flight }
     }
 
     /// Avoids a worker for a while: a call to it broke or stalled.
@@ -210,6 +322,7 @@ impl Cluster {
         for worker in &changes.left {
             tracing::info!(%worker, "worker left");
             state.transports.remove(worker);
+            state.index.leave(worker);
             if let Some(peer) = state.peers.remove(worker) {
                 peer.gone.cancel();
             }
@@ -220,7 +333,10 @@ impl Cluster {
             match WorkerClient::new(&info.rpc_address) {
                 Ok(client) => {
                     let gone = CancellationToken::new();
-                    state.peers.insert(info.worker.clone(), Peer { client: client.clone(), gone: gone.clone() });
+                    let naming = Naming::of(&info);
+                    let peer = Peer { client: client.clone(), gone: gone.clone(), naming };
+                    state.peers.insert(info.worker.clone(), peer);
+                    state.index.join(&info.worker);
                     joined.push((Worker { info, client }, gone));
                 }
                 Err(failure) => tracing::warn!(worker = %info.worker, %failure, "worker cannot be called"),

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use types::WorkerId;
 
+/// Most memory for the index.
+const INDEX_BYTES_MAX: usize = 64 << 30;
+
 /// Everything a router is told at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -21,6 +24,10 @@ pub struct Config {
     pub grpc: SocketAddr,
     /// Admin port; `None`: this process has another one.
     pub admin: Option<SocketAddr>,
+    /// How workers are chosen.
+    pub rules: routing::Rules,
+    /// What is remembered of the workers' caches; the seed is drawn at the start.
+    pub index: index::Config,
     /// Sizes and times.
     pub limits: Limits,
 }
@@ -36,6 +43,8 @@ impl Config {
             http: any,
             grpc: any,
             admin: None,
+            rules: routing::Rules::default(),
+            index: index::Config::default(),
             limits: Limits::default(),
         }
     }
@@ -51,6 +60,9 @@ impl Config {
         }
         if self.model_name.is_empty() {
             return bad("model_name", "must not be empty");
+        }
+        if self.index.bytes > INDEX_BYTES_MAX {
+            return bad("index.bytes", "must be at most 64 GiB");
         }
         let limits = &self.limits;
         if limits.n_choices == 0 || limits.n_admitted < limits.n_choices as usize {

@@ -6,17 +6,19 @@
 
 mod cluster;
 mod config;
+mod explain;
 mod failure;
 mod grpc;
 mod http;
 mod metrics;
+mod prefixes;
 mod request;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use bootstrap::{AdminHooks, AdminServer, Ports, Runtime};
+use bootstrap::{AdminHooks, AdminServer, ExplainHook, Ports, Runtime};
 use registry::{Member, Registry};
 use rpc::{Limits as RpcLimits, ServeOptions};
 use text::TextModel;
@@ -55,8 +57,18 @@ pub async fn run(config: Config, runtime: Runtime, registry: Arc<dyn Registry>) 
     runtime.metrics().register("router", |registry| metrics.register(registry));
     let shutdown = runtime.shutdown().clone();
     let limits = config.limits.clone();
-    let cluster =
-        Cluster::start(&config.model_name, limits.suspicion, registry.members(), runtime.tracker(), shutdown.clone());
+    let cluster = Cluster::start(
+        cluster::Settings {
+            model: config.model_name.clone(),
+            suspicion: limits.suspicion,
+            rules: config.rules,
+            index: index::Config { seed: grpc::random_request_id()?.0 as u64, ..config.index },
+        },
+        metrics.clone(),
+        registry.members(),
+        runtime.tracker(),
+        shutdown.clone(),
+    );
     let pipeline = Pipeline::new(
         config.model_name.clone(),
         text,
@@ -76,8 +88,13 @@ pub async fn run(config: Config, runtime: Runtime, registry: Arc<dyn Registry>) 
     let admin = async {
         match admin {
             Some(listener) => {
-                let ready = Arc::new(move || cluster.is_ready());
-                let server = AdminServer::new(runtime.metrics().clone(), AdminHooks { ready, accounting: None });
+                let ready = {
+                    let cluster = cluster.clone();
+                    Arc::new(move || cluster.is_ready())
+                };
+                let explain: ExplainHook = Arc::new(move |request| cluster.explanations.of(request));
+                let hooks = AdminHooks { ready, accounting: None, explain: Some(explain) };
+                let server = AdminServer::new(runtime.metrics().clone(), hooks);
                 server.serve(listener, shutdown.clone()).await.context("admin server failed")
             }
             None => Ok(()),

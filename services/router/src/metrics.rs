@@ -1,5 +1,6 @@
 //! Every metric of the router. Labels come from fixed sets, never from clients.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -113,6 +114,11 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct SourceLabel {
+    source: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct PhaseLabel {
     phase: &'static str,
 }
@@ -134,6 +140,13 @@ pub(crate) struct Metrics {
     skipped: Family<ReasonLabel, Counter>,
     phases: Family<PhaseLabel, Histogram, Buckets>,
     pub(crate) prompt_tokens: Counter,
+    /// Prompt tokens that those who compute them were thought to hold.
+    pub(crate) predicted_cached_tokens: Counter,
+    index_bytes: Gauge,
+    index_blocks: Family<SourceLabel, Gauge>,
+    index_evicted: Counter,
+    index_unattached: Counter,
+    index_resyncs: Counter,
     pub(crate) generated_tokens: Counter,
     /// Requests being served.
     pub(crate) in_flight: Gauge,
@@ -151,6 +164,12 @@ impl Metrics {
             skipped: Family::default(),
             phases: Family::new_with_constructor(Buckets(&PHASE_BUCKETS)),
             prompt_tokens: Counter::default(),
+            predicted_cached_tokens: Counter::default(),
+            index_bytes: Gauge::default(),
+            index_blocks: Family::default(),
+            index_evicted: Counter::default(),
+            index_unattached: Counter::default(),
+            index_resyncs: Counter::default(),
             generated_tokens: Counter::default(),
             in_flight: Gauge::default(),
             waiting: Gauge::default(),
@@ -169,6 +188,20 @@ impl Metrics {
         );
         registry.register_with_unit("phase", "Time in each phase", Unit::Seconds, self.phases.clone());
         registry.register("prompt_tokens", "Prompt tokens of admitted requests", self.prompt_tokens.clone());
+        registry.register(
+            "predicted_cached_tokens",
+            "Prompt tokens that the workers chosen were thought to hold",
+            self.predicted_cached_tokens.clone(),
+        );
+        registry.register_with_unit("index", "Memory of the prefix index", Unit::Bytes, self.index_bytes.clone());
+        registry.register("index_blocks", "Blocks in the prefix index", self.index_blocks.clone());
+        registry.register("index_blocks_evicted", "Blocks given up for lack of room", self.index_evicted.clone());
+        registry.register(
+            "index_blocks_unattached",
+            "Blocks of events whose beginning is not known here",
+            self.index_unattached.clone(),
+        );
+        registry.register("index_resyncs", "Snapshots wanted from workers", self.index_resyncs.clone());
         registry.register("generated_tokens", "Tokens sent to clients", self.generated_tokens.clone());
         registry.register("requests_in_flight", "Requests being served", self.in_flight.clone());
         registry.register("requests_waiting", "Requests waiting to be admitted", self.waiting.clone());
@@ -207,6 +240,18 @@ impl Metrics {
                 self.phases.get_or_create(&PhaseLabel { phase: phase.as_str() }).observe(time.as_secs_f64());
             }
         }
+    }
+
+    /// Sizes of the prefix index.
+    pub(crate) fn index(&self, stats: &index::Stats) {
+        let index::Stats { bytes, told_blocks, guessed_blocks, evicted, unattached, resyncs } = *stats;
+        self.index_bytes.set(bytes as i64);
+        for (source, blocks) in [("events", told_blocks), ("choices", guessed_blocks)] {
+            self.index_blocks.get_or_create(&SourceLabel { source }).set(blocks as i64);
+        }
+        self.index_evicted.inner().store(evicted, Ordering::Relaxed);
+        self.index_unattached.inner().store(unattached, Ordering::Relaxed);
+        self.index_resyncs.inner().store(resyncs, Ordering::Relaxed);
     }
 
     pub(crate) fn first_token(&self, time: Duration) {

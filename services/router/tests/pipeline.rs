@@ -442,6 +442,45 @@ fn grpc_call(model: &str, max_tokens: u32) -> GenerateCall {
     GenerateCall { model: model.into(), input: Input::Chat(vec![message]), options }
 }
 
+/// The same beginning goes where it went before, everything else is spread; each placement can be explained.
+#[tokio::test]
+async fn prompts_go_where_their_beginning_is() {
+    let c = Cluster::with(4, 4, |config| config.rules.policy = routing::Policy::Cost).await;
+    let mut used = std::collections::BTreeSet::new();
+    for conversation in 0..8 {
+        let mut pairs = Vec::new();
+        for turn in 0..3 {
+            let prompt = format!("conversation {conversation} ").repeat(8 + turn);
+            let answer = c.post("/v1/completions", json!({"model": MODEL, "prompt": prompt, "max_tokens": 2})).await;
+            let id = answer.json()["id"].as_str().expect("an id").to_owned();
+            let explained = c.explain(&id).await;
+            let placement = &explained["placements"][0];
+            assert_eq!(placement["policy"], "cost");
+            assert_eq!(placement["decodes"].as_array().map(Vec::len), Some(4));
+            assert_eq!(placement["prefills"].as_array().map(Vec::len), Some(4));
+            let best = &placement["decodes"][0];
+            assert_eq!(best["worker"], placement["decode"], "{placement}");
+            let cached = best["cached_tokens"].as_u64().expect("a number");
+            assert_eq!(cached > 0, turn > 0, "{placement}");
+            pairs.push((placement["decode"].to_string(), placement["prefill"].to_string()));
+        }
+        assert!(pairs.iter().all(|pair| *pair == pairs[0]), "{pairs:?}");
+        used.extend(pairs);
+    }
+    assert!(used.len() >= 4, "idle workers are used: {used:?}");
+    assert!(c.metric("predicted_cached_tokens_total") > 0.0);
+    assert!(c.metric(r#"index_blocks{source="choices"}"#) > 0.0);
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn short_prompts_are_not_handed_over() {
+    let c = Cluster::with(1, 1, |config| config.rules.local_tokens = 32).await;
+    assert_eq!(text(&c.post("/v1/completions", ask(3, json!({}))).await), alphabet(0, 3));
+    assert_eq!((c.prefills[0].log().n_prefill, c.metric(r#"disaggregation_skipped_total{reason="local"}"#)), (0, 1.0));
+    c.stop().await;
+}
+
 #[tokio::test]
 async fn grpc_is_the_same_pipeline() {
     let c = Cluster::start(1, 1).await;

@@ -1,5 +1,7 @@
 //! Flags of `baton bench`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::transfer::{BenchTransferArgs, SourceArgs};
@@ -22,6 +24,42 @@ pub(crate) enum BenchCommand {
     /// The other process of `transfer`
     #[command(hide = true)]
     TransferSource(SourceArgs),
+    /// The router's prefix index on one core; with traces, its policies in simulated time
+    Index(BenchIndexArgs),
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct BenchIndexArgs {
+    /// Blocks that the index holds
+    #[arg(long, default_value_t = 1_000_000)]
+    pub(crate) blocks: usize,
+    /// Traces to replay, in Mooncake's lines of JSON
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) trace: Vec<PathBuf>,
+    /// Prefill workers of a replay
+    #[arg(long, default_value_t = 8)]
+    pub(crate) workers: usize,
+    /// Cache of a replay, as a part of the trace's distinct blocks: on each worker, and then divided among them
+    #[arg(long, default_value_t = 0.25)]
+    pub(crate) cache: f64,
+    /// A replay's arrivals come so many times as fast as they were recorded
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) speed: f64,
+    /// Print JSON: {"index": {...}, "replays": [{"trace", "policy", "hit_rate", "share_of_ideal", ...}, ...]}
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl BenchIndexArgs {
+    /// Checks every value.
+    pub(crate) fn validate(&self) -> anyhow::Result<()> {
+        check("--blocks", &[self.blocks], 1_000, BLOCKS_MAX)?;
+        check("--workers", &[self.workers], 1, WORKERS_MAX)?;
+        anyhow::ensure!(self.cache > 0.0 && self.cache <= 1.0, "--cache is {}, must be above 0, at most 1", self.cache);
+        let speeds = 0.001..=1000.0;
+        anyhow::ensure!(speeds.contains(&self.speed), "--speed is {}, must be between 0.001 and 1000", self.speed);
+        Ok(())
+    }
 }
 
 #[derive(Args, Clone)]
@@ -61,6 +99,10 @@ pub(crate) struct BenchEngineArgs {
 const TOKENS_MAX: usize = 1 << 20;
 /// Most sequences of a step.
 const BATCH_MAX: usize = 1 << 10;
+/// Most blocks of an index.
+const BLOCKS_MAX: usize = 100_000_000;
+/// Most workers of a replay.
+const WORKERS_MAX: usize = 1 << 10;
 /// Most repeats.
 const REPEATS_MAX: usize = 1_000;
 

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use types::Accounting;
+use types::{Accounting, RequestId};
 
 use crate::Metrics;
 
@@ -26,6 +26,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Counts where a worker's blocks are.
 pub type AccountingHook = Arc<dyn Fn() -> BoxFuture<'static, Accounting> + Send + Sync>;
 
+/// Says why a request went to its workers; `None`: it is not known (any more).
+pub type ExplainHook = Arc<dyn Fn(RequestId) -> Option<serde_json::Value> + Send + Sync>;
+
 /// What the admin port asks its service.
 #[derive(Clone)]
 pub struct AdminHooks {
@@ -33,9 +36,11 @@ pub struct AdminHooks {
     pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
     /// `None`: the role has no blocks, `/debug/accounting` answers 404.
     pub accounting: Option<AccountingHook>,
+    /// `None`: the role chooses no workers, `/debug/explain/…` answers 404.
+    pub explain: Option<ExplainHook>,
 }
 
-/// Serves `/live /ready /startup /metrics /debug/accounting`.
+/// Serves `/live /ready /startup /metrics /debug/accounting /debug/explain/<request>`.
 pub struct AdminServer {
     state: Arc<Admin>,
 }
@@ -75,6 +80,7 @@ impl AdminServer {
             .route("/startup", get(startup))
             .route("/metrics", get(metrics))
             .route("/debug/accounting", get(accounting))
+            .route("/debug/explain/{request}", get(explain))
             .with_state(self.state)
     }
 }
@@ -126,6 +132,21 @@ async fn accounting(State(admin): State<Arc<Admin>>) -> Response {
     .into_response()
 }
 
+/// A request's id: 32 hex digits, or what clients get, which ends in them.
+async fn explain(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
+    let Some(hook) = &admin.hooks.explain else {
+        return (StatusCode::NOT_FOUND, "this role chooses no workers\n").into_response();
+    };
+    let id = name.rsplit('-').next().and_then(|id| id.parse::<RequestId>().ok());
+    let Some(id) = id else {
+        return (StatusCode::BAD_REQUEST, "a request's id ends in 32 hex digits\n").into_response();
+    };
+    match hook(id) {
+        Some(explained) => axum::Json(explained).into_response(),
+        None => (StatusCode::NOT_FOUND, "nothing is known about this request (any more)\n").into_response(),
+    }
+}
+
 fn unavailable(text: &'static str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
@@ -155,7 +176,7 @@ mod tests {
 
     fn server(ready: Arc<AtomicBool>, accounting: Option<AccountingHook>) -> Router {
         let ready = Arc::new(move || ready.load(Ordering::Relaxed));
-        AdminServer::new(Metrics::new(), AdminHooks { ready, accounting }).router()
+        AdminServer::new(Metrics::new(), AdminHooks { ready, accounting, explain: None }).router()
     }
 
     async fn get(router: &Router, path: &str, accept: &str) -> (u16, String, String) {
@@ -199,6 +220,25 @@ mod tests {
             assert_eq!((status, kind.as_str()), (200, wanted), "{accept}");
             assert_eq!(body.contains("# EOF"), wanted == OPENMETRICS, "{accept}");
         }
+    }
+
+    #[tokio::test]
+    async fn requests_are_explained_under_every_name_they_have() {
+        let known = RequestId(0xabc);
+        let hook: ExplainHook = Arc::new(move |id| (id == known).then(|| serde_json::json!({ "is": "known" })));
+        let hooks = AdminHooks { ready: Arc::new(|| true), accounting: None, explain: Some(hook) };
+        let router = AdminServer::new(Metrics::new(), hooks).router();
+        for (name, status) in [
+            (known.to_string(), 200),
+            (format!("chatcmpl-{known}"), 200),
+            (RequestId(1).to_string(), 404),
+            ("abc".into(), 400),
+            ("x".repeat(32), 400),
+        ] {
+            assert_eq!(get(&router, &format!("/debug/explain/{name}"), "*/*").await.0, status, "{name}");
+        }
+        let worker = server(Arc::new(AtomicBool::new(true)), None);
+        assert_eq!(get(&worker, &format!("/debug/explain/{known}"), "*/*").await.0, 404);
     }
 
     #[tokio::test]

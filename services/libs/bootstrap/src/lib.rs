@@ -14,7 +14,7 @@ pub mod metrics;
 pub mod progress;
 mod runtime;
 
-pub use admin::{AdminHooks, AdminServer};
+pub use admin::{AdminHooks, AdminServer, ExplainHook};
 pub use config::{ConfigError, load};
 pub use cores::{cpu_count, cpu_quota};
 pub use metrics::Metrics;

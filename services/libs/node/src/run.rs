@@ -217,6 +217,7 @@ fn admin_hooks(servers: &Servers, loaded: Arc<OnceLock<(WorkerHandle, Arc<Gate>)
             }
             .boxed()
         })),
+        explain: None,
     }
 }
 

@@ -11,10 +11,11 @@ pub(crate) struct Counters {
     blocks: AtomicU64,
 }
 
-/// Counts one sequence at its worker until dropped.
+/// Counts work at its worker until dropped.
 #[derive(Debug)]
 pub struct InFlight {
     counters: Arc<Counters>,
+    sequences: u64,
     tokens: u64,
     blocks: u64,
 }
@@ -34,17 +35,27 @@ impl Counters {
 }
 
 impl InFlight {
-    pub(crate) fn start(counters: Arc<Counters>, tokens: u64, blocks: u64) -> Self {
-        counters.sequences.fetch_add(1, Ordering::Relaxed);
+    /// A sequence with its blocks.
+    pub(crate) fn sequence(counters: Arc<Counters>, blocks: u64) -> Self {
+        Self::start(counters, 1, 0, blocks)
+    }
+
+    /// A prompt to be computed; a sequence of its own where nothing else will come of it.
+    pub(crate) fn prompt(counters: Arc<Counters>, tokens: u64, alone: bool) -> Self {
+        Self::start(counters, u64::from(alone), tokens, 0)
+    }
+
+    fn start(counters: Arc<Counters>, sequences: u64, tokens: u64, blocks: u64) -> Self {
+        counters.sequences.fetch_add(sequences, Ordering::Relaxed);
         counters.tokens.fetch_add(tokens, Ordering::Relaxed);
         counters.blocks.fetch_add(blocks, Ordering::Relaxed);
-        Self { counters, tokens, blocks }
+        Self { counters, sequences, tokens, blocks }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.counters.sequences.fetch_sub(1, Ordering::Relaxed);
+        self.counters.sequences.fetch_sub(self.sequences, Ordering::Relaxed);
         self.counters.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
         self.counters.blocks.fetch_sub(self.blocks, Ordering::Relaxed);
     }

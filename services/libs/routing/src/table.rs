@@ -1,4 +1,4 @@
-//! What is known about every worker, and the choice among them.
+//! What is known about every worker.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,27 +6,41 @@ use std::time::Duration;
 
 use types::{Load, Role, WorkerId, WorkerRef};
 
+use crate::estimate::{Factors, Observation, Pace};
 use crate::in_flight::{Counters, InFlight};
 use crate::{Health, Policy, Predicted, Work, WorkerInfo, WorkerState};
 
 /// Prefill and decode workers of one served model. Times are since an origin that the caller keeps.
 ///
 /// Feed it with [`set_members`](Self::set_members), [`report`](Self::report) and [`suspect`](Self::suspect); it
-/// counts what the router itself has given out ([`start`](Self::start)). Every word is about an incarnation: what is
+/// counts what the router itself has given out ([`start`](Self::start)), learns how long things take
+/// ([`observe`](Self::observe)), and chooses ([`choose`](Self::choose)). Every word is about an incarnation: what is
 /// said about another one than the present is ignored.
 #[derive(Debug)]
 pub struct WorkerTable {
     model: String,
-    policy: Box<dyn Policy>,
+    pub(crate) rules: Rules,
     workers: BTreeMap<WorkerId, Entry>,
+    pub(crate) cluster: Factors,
+}
+
+/// How workers are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rules {
+    /// How they are compared.
+    pub policy: Policy,
+    /// A decode worker computes the prompt itself if it lacks so many of its tokens or fewer: handing over costs more
+    /// than it spares. 0: never.
+    pub local_tokens: u32,
 }
 
 #[derive(Debug)]
-struct Entry {
-    info: Arc<WorkerInfo>,
+pub(crate) struct Entry {
+    pub(crate) info: Arc<WorkerInfo>,
     load: Option<Load>,
     own: Arc<Counters>,
     suspect_until: Duration,
+    factors: Factors,
 }
 
 /// What a new list of members changed.
@@ -49,6 +63,8 @@ pub enum NoPrefill {
     Suspect,
     /// None that is left fits the decode worker: why the first does not.
     Incompatible(String),
+    /// The prompt is short, or the decode worker holds most of it.
+    Local,
 }
 
 impl NoPrefill {
@@ -59,14 +75,15 @@ impl NoPrefill {
             Self::Draining => "draining",
             Self::Suspect => "suspect",
             Self::Incompatible(_) => "incompatible",
+            Self::Local => "local",
         }
     }
 }
 
 impl WorkerTable {
     /// An empty table for the workers that serve `model`.
-    pub fn new(model: impl Into<String>, policy: Box<dyn Policy>) -> Self {
-        Self { model: model.into(), policy, workers: BTreeMap::new() }
+    pub fn new(model: impl Into<String>, rules: Rules) -> Self {
+        Self { model: model.into(), rules, workers: BTreeMap::new(), cluster: Factors::default() }
     }
 
     /// Replaces the members. A member that stays keeps its load, counts and suspicion; a new incarnation of a known
@@ -87,7 +104,13 @@ impl WorkerTable {
                     changes.left.extend(replaced.map(|entry| entry.info.worker.clone()));
                     let info = Arc::new(info);
                     changes.joined.push(info.clone());
-                    Entry { info, load: None, own: Arc::default(), suspect_until: Duration::ZERO }
+                    Entry {
+                        info,
+                        load: None,
+                        own: Arc::default(),
+                        suspect_until: Duration::ZERO,
+                        factors: Factors::default(),
+                    }
                 }
             };
             self.workers.insert(id, entry);
@@ -126,77 +149,41 @@ impl WorkerTable {
         }
     }
 
-    /// Counts `work` at a worker until the guard is dropped; `None` if that incarnation is gone.
+    /// Counts a sequence and its blocks at a worker until the guard is dropped; `None` if that incarnation is gone.
     pub fn start(&self, worker: &WorkerRef, work: Work) -> Option<InFlight> {
-        let entry = self.workers.get(&worker.id).filter(|e| e.info.worker == *worker)?;
-        Some(InFlight::start(entry.own.clone(), u64::from(work.n_prompt), entry.info.blocks(work)))
+        let entry = self.entry(worker)?;
+        Some(InFlight::sequence(entry.own.clone(), entry.info.blocks(work)))
+    }
+
+    /// Counts a prompt, of which the worker is thought to hold `cached` tokens, among what it has to compute, until
+    /// the guard is dropped; `None` if that incarnation is gone.
+    pub fn start_prompt(&self, worker: &WorkerRef, work: Work, cached: u32) -> Option<InFlight> {
+        let entry = self.entry(worker)?;
+        let alone = entry.info.role == Role::Prefill;
+        Some(InFlight::prompt(entry.own.clone(), work.prompt_cost(cached), alone))
+    }
+
+    /// Learns how long something took at a worker.
+    pub fn observe(&mut self, worker: &WorkerRef, seen: Observation, now: Duration) {
+        let Some(entry) = self.workers.get_mut(&worker.id).filter(|e| e.info.worker == *worker) else { return };
+        let load = entry.predicted();
+        let context = load.blocks_used * u64::from(entry.info.block_tokens());
+        entry.factors.observe(&mut self.cluster, seen, (load.sequences, context), now);
     }
 
     /// A worker's record, if that incarnation is there.
     pub fn get(&self, worker: &WorkerRef) -> Option<&Arc<WorkerInfo>> {
-        self.workers.get(&worker.id).map(|e| &e.info).filter(|info| info.worker == *worker)
+        self.entry(worker).map(|e| &e.info)
+    }
+
+    /// Whether an incarnation is there, takes work and is not suspect.
+    pub fn is_usable(&self, worker: &WorkerRef, now: Duration) -> bool {
+        self.entry(worker).is_some_and(|entry| !entry.is_draining() && !entry.is_suspect(now))
     }
 
     /// Longest context of the workers that can generate, tokens; `None` while there is none.
     pub fn max_context(&self) -> Option<u32> {
         self.usable(Role::Decode).map(|e| e.info.max_context).max()
-    }
-
-    /// Decode workers that may take `work`, best first. Those of `avoid`, suspects, those without room, and those of
-    /// other numerics than the `begun` part of the answer come after the others, not never: they may be all there is.
-    /// At a beginning those with a partner of equal numerics come first, then those with any.
-    pub fn decodes(&self, work: Work, avoid: &[WorkerRef], begun: Option<&str>, now: Duration) -> Vec<Arc<WorkerInfo>> {
-        let mut ranked: Vec<_> = self
-            .usable(Role::Decode)
-            .filter(|e| u64::from(e.info.max_context) > u64::from(work.n_prompt))
-            .map(|entry| {
-                let predicted = entry.predicted();
-                let partner = self.prefill_for(&entry.info.worker, avoid, now);
-                let rank = (
-                    avoid.contains(&entry.info.worker),
-                    entry.is_suspect(now),
-                    !predicted.fits(entry.info.blocks(work)),
-                    begun.is_some_and(|numerics| numerics != entry.info.numerics()),
-                    partner.map_or(2, |partner| u8::from(partner.numerics() != entry.info.numerics())),
-                    self.policy.cost(Role::Decode, &predicted),
-                );
-                (rank, &entry.info)
-            })
-            .collect();
-        // Stable, and the table is in order of ids: ties go to the lower id.
-        ranked.sort_by_key(|(rank, _)| *rank);
-        ranked.into_iter().map(|(_, info)| info.clone()).collect()
-    }
-
-    /// The best prefill worker whose blocks `decode` can take; one of equal numerics if there is one.
-    ///
-    /// # Errors
-    /// Why there is none: suspects and those of `avoid` are not used, because `decode` can prefill by itself.
-    pub fn prefill_for(
-        &self,
-        decode: &WorkerRef,
-        avoid: &[WorkerRef],
-        now: Duration,
-    ) -> Result<Arc<WorkerInfo>, NoPrefill> {
-        let mut none = NoPrefill::Absent;
-        let mut best: Option<((bool, crate::Cost), &Entry)> = None;
-        let decode = self.get(decode);
-        for entry in self.workers.values().filter(|e| e.info.role == Role::Prefill && e.info.model == self.model) {
-            if entry.is_draining() {
-                none = none.or(NoPrefill::Draining);
-            } else if entry.is_suspect(now) || avoid.contains(&entry.info.worker) {
-                none = none.or(NoPrefill::Suspect);
-            } else if let Some(why) = decode.and_then(|d| d.mismatch(&entry.info)) {
-                none = none.or(NoPrefill::Incompatible(why));
-            } else {
-                let other_bits = decode.is_some_and(|d| d.numerics() != entry.info.numerics());
-                let rank = (other_bits, self.policy.cost(Role::Prefill, &entry.predicted()));
-                if best.is_none_or(|(least, _)| rank < least) {
-                    best = Some((rank, entry));
-                }
-            }
-        }
-        best.map(|(_, entry)| entry.info.clone()).ok_or(none)
     }
 
     /// Every worker, in order of ids, and why it is not used.
@@ -236,8 +223,17 @@ impl WorkerTable {
     }
 
     /// Workers of a role that serve our model and take work.
-    fn usable(&self, role: Role) -> impl Iterator<Item = &Entry> {
-        self.workers.values().filter(move |e| e.info.role == role && e.info.model == self.model && !e.is_draining())
+    pub(crate) fn usable(&self, role: Role) -> impl Iterator<Item = &Entry> {
+        self.of_role(role).filter(|e| !e.is_draining())
+    }
+
+    /// Workers of a role that serve our model.
+    pub(crate) fn of_role(&self, role: Role) -> impl Iterator<Item = &Entry> {
+        self.workers.values().filter(move |e| e.info.role == role && e.info.model == self.model)
+    }
+
+    fn entry(&self, worker: &WorkerRef) -> Option<&Entry> {
+        self.workers.get(&worker.id).filter(|e| e.info.worker == *worker)
     }
 
     fn entry_mut(&mut self, worker: &WorkerRef) -> Option<&mut Entry> {
@@ -247,27 +243,32 @@ impl WorkerTable {
 
 impl NoPrefill {
     /// The reason nearest to being usable wins: it is the one worth telling.
-    fn or(self, other: Self) -> Self {
+    pub(crate) fn or(self, other: Self) -> Self {
         let nearness = |reason: &Self| match reason {
             Self::Absent => 0,
             Self::Draining => 1,
             Self::Incompatible(_) => 2,
             Self::Suspect => 3,
+            Self::Local => 4,
         };
         if nearness(&other) > nearness(&self) { other } else { self }
     }
 }
 
 impl Entry {
-    fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.info.draining || self.load.is_some_and(|l| l.draining)
     }
 
-    fn is_suspect(&self, now: Duration) -> bool {
+    pub(crate) fn is_suspect(&self, now: Duration) -> bool {
         now < self.suspect_until
     }
 
-    fn predicted(&self) -> Predicted {
+    pub(crate) fn predicted(&self) -> Predicted {
         Predicted::new(self.load.as_ref(), &self.own)
+    }
+
+    pub(crate) fn pace(&self, cluster: &Factors, now: Duration) -> Pace {
+        self.factors.pace(cluster, now)
     }
 }

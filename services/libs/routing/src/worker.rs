@@ -41,6 +41,20 @@ pub struct Work {
     pub n_new: u32,
 }
 
+/// Pairs of tokens that attend to each other take as long as one token's products: two of them per layer and head
+/// against all weights, for the shape of a model of eight billion parameters.
+const PAIRS_PER_TOKEN: u128 = 50_000;
+
+impl Work {
+    /// What the prompt costs a worker that holds `cached` of its tokens: the others, and the pairs they are in, counted
+    /// in tokens.
+    pub fn prompt_cost(&self, cached: u32) -> u64 {
+        let (all, cached) = (u128::from(self.n_prompt), u128::from(cached.min(self.n_prompt)));
+        let pairs = all * all - cached * cached;
+        u64::try_from(all - cached + pairs / PAIRS_PER_TOKEN).unwrap_or(u64::MAX)
+    }
+}
+
 impl WorkerInfo {
     /// What decides the bits of its answers, empty if it does not say.
     pub fn numerics(&self) -> &str {
@@ -49,8 +63,12 @@ impl WorkerInfo {
 
     /// Blocks of this worker that `work` takes at most.
     pub(crate) fn blocks(&self, work: Work) -> u64 {
-        let block_tokens = self.compatibility.as_ref().map_or(BLOCK_TOKENS, |c| c.geometry.block_tokens.max(1));
-        (u64::from(work.n_prompt) + u64::from(work.n_new)).div_ceil(u64::from(block_tokens))
+        (u64::from(work.n_prompt) + u64::from(work.n_new)).div_ceil(u64::from(self.block_tokens()))
+    }
+
+    /// Tokens in a block.
+    pub fn block_tokens(&self) -> u32 {
+        self.compatibility.as_ref().map_or(BLOCK_TOKENS, |c| c.geometry.block_tokens.max(1))
     }
 
     /// Why blocks cannot go from `prefill` to this worker; `None` if they can.

@@ -1,13 +1,18 @@
 //! The table's rules, one by one and under random histories.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use routing::{Health, LeastLoaded, NoPrefill, Work, WorkerInfo, WorkerTable};
-use types::{Compatibility, Epoch, KvElement, KvGeometry, LayerKv, LayerKvKind, Load, Role, WorkerId, WorkerRef};
+use routing::{Ask, Health, NoPrefill, Policy, Rules, Work, WorkerInfo, WorkerTable};
+use types::{
+    Compatibility, Epoch, KvElement, KvGeometry, LayerKv, LayerKvKind, Load, RequestId, Role, WorkerId, WorkerRef,
+};
 
 const WORK: Work = Work { n_prompt: 100, n_new: 28 };
 const NOW: Duration = Duration::from_secs(100);
+const RULES: Rules = Rules { policy: Policy::LeastLoaded, local_tokens: 0 };
 
 fn compatibility(digest: &str) -> Compatibility {
     let layer = LayerKv { kind: LayerKvKind::Grouped { n_kv_heads: 1, head_dim: 8 }, window: None };
@@ -50,9 +55,36 @@ fn prefill(id: &str) -> WorkerInfo {
 }
 
 fn table(members: Vec<WorkerInfo>) -> WorkerTable {
-    let mut table = WorkerTable::new("m", Box::new(LeastLoaded));
+    let mut table = WorkerTable::new("m", RULES);
     table.set_members(members);
     table
+}
+
+/// What is asked of the table, in short.
+trait Asked {
+    fn decodes(&self, work: Work, avoid: &[WorkerRef], begun: Option<&str>, now: Duration) -> Vec<Arc<WorkerInfo>>;
+    fn prefill_for(&self, decode: &WorkerRef, avoid: &[WorkerRef], now: Duration)
+    -> Result<Arc<WorkerInfo>, NoPrefill>;
+}
+
+impl Asked for WorkerTable {
+    fn decodes(&self, work: Work, avoid: &[WorkerRef], begun: Option<&str>, now: Duration) -> Vec<Arc<WorkerInfo>> {
+        let cached = BTreeMap::new();
+        let ask = Ask { request: RequestId(7), choice: 0, work, cached: &cached, avoid, begun, turn: 0 };
+        self.choose(&ask, now).pairs.into_iter().map(|pair| pair.decode).collect()
+    }
+
+    fn prefill_for(
+        &self,
+        decode: &WorkerRef,
+        avoid: &[WorkerRef],
+        now: Duration,
+    ) -> Result<Arc<WorkerInfo>, NoPrefill> {
+        let cached = BTreeMap::new();
+        let ask = Ask { request: RequestId(7), choice: 0, work: WORK, cached: &cached, avoid, begun: None, turn: 0 };
+        let pairs = self.choose(&ask, now).pairs;
+        pairs.into_iter().find(|pair| pair.decode.worker == *decode).expect("it is offered").prefill
+    }
 }
 
 fn decodes(table: &WorkerTable) -> Vec<String> {
@@ -76,7 +108,7 @@ fn ties_go_to_the_lower_id_and_load_decides_otherwise() {
     assert_eq!(decodes(&t), ["d1", "d0"]);
     t.report(&prefill("p0").worker, load(100, 100, 7));
     assert_eq!(t.prefill_for(&d0, &[], NOW).unwrap().worker.id.as_str(), "p1");
-    let guard = t.start(&prefill("p1").worker, WORK);
+    let guard = t.start_prompt(&prefill("p1").worker, WORK, 0);
     assert_eq!(t.prefill_for(&d0, &[], NOW).unwrap().worker.id.as_str(), "p0", "own work counts at once");
     drop(guard);
     assert_eq!(t.prefill_for(&d0, &[], NOW).unwrap().worker.id.as_str(), "p1");
@@ -249,7 +281,7 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #[test]
     fn choices_hold_under_any_history(events in prop::collection::vec(event(), 1..60)) {
-        let mut t = WorkerTable::new("m", Box::new(LeastLoaded));
+        let mut t = WorkerTable::new("m", RULES);
         let mut members: Vec<WorkerInfo> = Vec::new();
         let mut guards = Vec::new();
         let named = |id: u8, epoch| WorkerRef { id: WorkerId::new(format!("w{id}")), epoch: Epoch(epoch) };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use routing::Work;
 use rpc::worker::{DecodeCall, DecodeEvent, PrefillCall, PrefillEvent, PullFrom, WorkerApi as _, WorkerClient};
 use rpc::{EventStream, RequestContext};
 use tokio::sync::oneshot;
@@ -130,6 +131,10 @@ pub(super) struct Attempt {
     pub(super) first: Option<oneshot::Receiver<Result<First, NoFirst>>>,
     pub(super) decode: EventStream<DecodeEvent>,
     pub(super) legs: Legs,
+    /// What the choice is, for those who learn from it.
+    pub(super) work: Work,
+    /// While the decode worker computes the prompt.
+    pub(super) own_prompt: Option<Occupancy>,
     _occupancy: Occupancy,
 }
 
@@ -142,7 +147,7 @@ impl Attempt {
         placement: Placement,
         generated: &[TokenId],
     ) -> Self {
-        let Placement { decode, reservation, prefill, work, occupancy, mut legs } = placement;
+        let Placement { decode, reservation, prefill, work, occupancy, prompt, mut legs } = placement;
         let prefill = prefill.ok();
         let source = prefill.as_ref().map(|prefill| PullFrom {
             prefill: prefill.info.worker.clone(),
@@ -161,6 +166,7 @@ impl Attempt {
         let context = request.context(&decode.info.worker, placing);
         let client = decode.client.clone();
         let events = async move { client.run_decode(context, call).await };
+        let mut own_prompt = Some(prompt);
         let first = prefill.as_ref().map(|prefill| {
             let context = request.context(&prefill.info.worker, placing);
             let call = PrefillCall {
@@ -172,11 +178,7 @@ impl Attempt {
             };
             legs.arm_prefill(prefill.clone(), context.clone());
             let (sender, receiver) = oneshot::channel();
-            let run = PrefillRun {
-                client: prefill.client.clone(),
-                first: Some(sender),
-                occupancy: Some(pipeline.cluster.occupy(&prefill.info.worker, work)),
-            };
+            let run = PrefillRun { client: prefill.client.clone(), first: Some(sender), occupancy: own_prompt.take() };
             let cut = legs.prefill_cut.clone();
             pipeline.tasks.tracker.spawn(async move {
                 tokio::select! {
@@ -192,6 +194,8 @@ impl Attempt {
             first,
             decode: futures::stream::once(events).try_flatten().boxed(),
             legs,
+            work,
+            own_prompt,
             _occupancy: occupancy,
         }
     }

@@ -207,6 +207,7 @@ impl Choice {
             Place::Next => {}
         }
         let arrived = Instant::now();
+        relay.came = Some((relay.came.map_or(arrived, |(first, _)| first), arrived));
         self.journal.push(&token);
         self.pipeline.metrics.generated_tokens.inc();
         match self.last_token.replace(arrived) {

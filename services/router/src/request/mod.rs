@@ -14,7 +14,7 @@ mod relay;
 mod route;
 mod tokenize;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rpc::TraceContext;
@@ -35,6 +35,7 @@ pub(crate) use tokenize::Tokenized;
 use crate::cluster::Cluster;
 use crate::config::Limits;
 use crate::metrics::{Endpoint, Metrics, Outcome};
+use crate::prefixes::Names;
 
 /// Texts longer than this are tokenized off the async threads, bytes.
 const INLINE_BYTES: usize = 4 << 10;
@@ -114,6 +115,8 @@ pub(crate) struct Started {
 struct Request {
     id: RequestId,
     prompt: Arc<[TokenId]>,
+    /// Of the prompt's blocks; made when it is first placed.
+    names: OnceLock<Names>,
     sampling: SamplingParams,
     stop: StopParams,
     stop_strings: Vec<String>,

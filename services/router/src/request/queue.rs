@@ -1,7 +1,7 @@
 //! Third stage: a place among the choices that are served at the same time. Waiting is bounded in number and time.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rpc::inference::GenerationOptions;
@@ -118,6 +118,7 @@ impl Admitted {
         let request = Arc::new(Request {
             id: origin.request,
             prompt: prompt.clone(),
+            names: OnceLock::new(),
             wants_tokens: options.return_token_ids || options.sampling.logprobs.is_some(),
             sampling: options.sampling,
             stop: options.stop,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use routing::Observation;
 use rpc::worker::DecodeEvent;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -14,6 +15,9 @@ use crate::failure::{is_lost, is_retryable, out_of_order, stalled};
 
 /// A decode worker that has sent its last token has this long for its closing event.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
+
+/// Tokens from which a pace is learned, at least.
+const N_GAPS_MIN: usize = 4;
 
 /// State of one attempt's relay.
 pub(super) struct Relay {
@@ -27,6 +31,8 @@ pub(super) struct Relay {
     pub(super) stopped: bool,
     /// Tokens sent to the client in this attempt.
     pub(super) n_sent: usize,
+    /// When the first of them came, and the last.
+    pub(super) came: Option<(Instant, Instant)>,
     pub(super) prefill_phases: PhaseTimes,
     pub(super) decode_phases: PhaseTimes,
 }
@@ -39,6 +45,7 @@ impl Relay {
             late: Instant::now() + first_token_time,
             stopped: false,
             n_sent: 0,
+            came: None,
             prefill_phases: PhaseTimes::default(),
             decode_phases: PhaseTimes::default(),
         }
@@ -127,6 +134,8 @@ impl Choice {
                 }
                 relay.prefill_phases = phases;
                 self.summary.cached = cached;
+                let (cost, time) = (attempt.work.prompt_cost(cached), phases.get(Phase::Prefill));
+                self.pipeline.cluster.observe(&prefill, Observation::Prompt { cost, time });
                 for token in std::iter::once(token).chain(relay.held.take()) {
                     let from_prefill = token.position == 0;
                     match self.take(token, relay).await? {
@@ -187,6 +196,9 @@ impl Choice {
                 } else if let Some(prefill) = &attempt.prefill_worker {
                     self.served_by(prefill);
                     self.pipeline.cluster.handed_over(&attempt.decode_worker.info.worker, &transport);
+                    let tokens = u64::from(n_blocks) * u64::from(prefill.info.block_tokens());
+                    let seen = Observation::Transfer { tokens, time: phases.get(Phase::Handoff) };
+                    self.pipeline.cluster.observe(&attempt.decode_worker.info.worker, seen);
                     self.summary.timeline.transport = transport;
                     attempt.legs.handed_over();
                 }
@@ -196,6 +208,7 @@ impl Choice {
                 lost(out_of_order("a token came after the last one"))
             }
             Some(Ok(DecodeEvent::Token(token))) => {
+                attempt.own_prompt = None;
                 self.served_by(&attempt.decode_worker);
                 match self.take(token, relay).await? {
                     Taken::GoOn => Ok(Step::GoOn),
@@ -228,8 +241,22 @@ impl Choice {
                 if attempt.prefill_worker.is_none() {
                     self.summary.cached = cached;
                 }
+                self.learn(attempt, relay, cached);
                 Ok(Step::Finished)
             }
+        }
+    }
+
+    /// Learns from a choice that came to its end how fast its decode worker is.
+    fn learn(&self, attempt: &Attempt, relay: &Relay, cached: u32) {
+        let worker = &attempt.decode_worker.info.worker;
+        let observe = |seen| self.pipeline.cluster.observe(worker, seen);
+        if attempt.prefill_worker.is_none() {
+            let time = relay.decode_phases.get(Phase::Prefill);
+            observe(Observation::Prompt { cost: attempt.work.prompt_cost(cached), time });
+        }
+        if let Some((first, last)) = relay.came.filter(|_| relay.n_sent >= N_GAPS_MIN) {
+            observe(Observation::Step { time: (last - first) / (relay.n_sent as u32 - 1) });
         }
     }
 

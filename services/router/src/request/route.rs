@@ -1,9 +1,9 @@
-//! Choosing workers for a choice: room is reserved on decode first, then a prefill worker is picked for it.
+//! Choosing workers for a choice: a pair is picked, and room is reserved on its decode worker before anything is begun.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use routing::{NoPrefill, Work};
+use routing::{NoPrefill, Partner, Work};
 use rpc::RequestContext;
 use rpc::worker::{ReservationId, Reserve, WorkerApi as _};
 use tokio::sync::Mutex;
@@ -14,8 +14,9 @@ use super::attempt::Legs;
 use super::queue::overloaded;
 use super::tokenize::no_worker;
 use super::{Pipeline, Request};
-use crate::cluster::{Occupancy, Worker};
+use crate::cluster::{Occupancy, Pair, Wanted, Worker};
 use crate::failure::{is_lost, is_retryable, stalled};
+use crate::prefixes::Names;
 
 /// Workers asked in one round.
 const WORKERS_PER_ROUND: usize = 3;
@@ -57,7 +58,10 @@ pub(super) struct Placement {
     /// `Err`: the decode worker does.
     pub(super) prefill: Result<Worker, NoPrefill>,
     pub(super) work: Work,
+    /// Of the decode worker.
     pub(super) occupancy: Occupancy,
+    /// Of whoever computes the prompt, until it has.
+    pub(super) prompt: Occupancy,
     /// Cancels what was begun, when dropped.
     pub(super) legs: Legs,
 }
@@ -123,8 +127,24 @@ impl Pipeline {
         let n_prompt = n_tokens(&request.prompt).saturating_add(placing.n_generated);
         let work = Work { n_prompt, n_new: request.stop.max_tokens.saturating_sub(placing.n_generated).max(1) };
         let (mut nothing, mut lost) = (Nothing::NoWorker(no_worker()), None);
-        for decode in self.cluster.decodes(work, placing.avoid, placing.begun).into_iter().take(WORKERS_PER_ROUND) {
+        let names = request.names.get_or_init(|| Names::new(self.cluster.namings(), &request.prompt));
+        let (pairs, explanation) = self.cluster.choose(&Wanted {
+            request: request.id,
+            choice: placing.choice,
+            work,
+            names,
+            avoid: placing.avoid,
+            begun: placing.begun,
+        });
+        for Pair { decode, prefill, cached } in pairs.into_iter().take(WORKERS_PER_ROUND) {
+            let (prefill, cached) = match placing.n_generated {
+                0 => (prefill, cached),
+                // Replaying what was generated needs no partner.
+                _ => (Err(NoPrefill::Absent), 0),
+            };
             let mut occupancy = self.cluster.occupy(&decode.info.worker, work);
+            let computes = prefill.as_ref().unwrap_or(&decode);
+            let prompt = self.cluster.occupy_prompt(&computes.info.worker, work, cached);
             let context = request.context(&decode.info.worker, placing);
             let mut legs = Legs::new(self.tasks.clone());
             legs.arm_decode(decode.clone(), context.clone());
@@ -137,14 +157,22 @@ impl Pipeline {
             let reserved = tokio::time::timeout(RESERVE_TIME, decode.client.reserve(context, reserve)).await;
             let failure = match reserved.unwrap_or_else(|_| Err(stalled("the worker does not answer"))) {
                 Ok(reserved) => {
-                    let prefill = match placing.n_generated {
-                        0 => self.cluster.prefill_for(&decode.info.worker, placing.avoid),
-                        // Replaying what was generated needs no partner.
-                        _ => Err(NoPrefill::Absent),
-                    };
-                    let reservation = reserved.id;
+                    // The reservation took its time: the partner may have failed meanwhile.
+                    let prefill = prefill.and_then(|prefill| match self.cluster.is_usable(&prefill.info.worker) {
+                        true => Ok(prefill),
+                        false => Err(NoPrefill::Suspect),
+                    });
                     occupancy.taken();
-                    return Ok(Ok(Placement { decode, reservation, prefill, work, occupancy, legs }));
+                    let (computes, partner) = match &prefill {
+                        Ok(prefill) => (prefill, Partner::Prefill(prefill.info.worker.clone())),
+                        Err(none) => (&decode, Partner::None(none.as_str())),
+                    };
+                    self.cluster.placed(&[&decode.info.worker, &computes.info.worker], names);
+                    self.metrics.predicted_cached_tokens.inc_by(u64::from(cached));
+                    let worker = decode.info.worker.clone();
+                    self.cluster.explanations.keep(explanation, placing.epoch.0, worker, partner);
+                    let reservation = reserved.id;
+                    return Ok(Ok(Placement { decode, reservation, prefill, work, occupancy, prompt, legs }));
                 }
                 Err(failure) => failure,
             };

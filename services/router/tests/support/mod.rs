@@ -28,6 +28,7 @@ pub const MODEL: &str = "alphabet";
 pub struct Cluster {
     pub http: SocketAddr,
     pub grpc: SocketAddr,
+    pub admin: SocketAddr,
     pub prefills: Vec<Fake>,
     pub decodes: Vec<Fake>,
     pub registry: Arc<MemoryRegistry>,
@@ -62,6 +63,8 @@ impl Cluster {
         let mut config = router::Config::new("router-0", model.path().to_owned(), MODEL);
         config.admin = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         config.limits.grace = Duration::from_millis(500);
+        // Idle workers are asked in the order of their ids.
+        config.rules.policy = routing::Policy::LeastLoaded;
         change(&mut config);
         let runtime = Runtime::new("router", "router-0", CancellationToken::new());
         let router = tokio::spawn(router::run(config, runtime.clone(), registry.clone()));
@@ -70,6 +73,7 @@ impl Cluster {
         let cluster = Self {
             http: ports.http.expect("bound"),
             grpc: ports.grpc.expect("bound"),
+            admin: ports.admin.expect("bound"),
             prefills,
             decodes,
             registry,
@@ -90,6 +94,11 @@ impl Cluster {
 
     pub async fn get(&self, path: &str) -> Answer {
         client::call(self.http, "GET", path, &[], b"").await
+    }
+
+    /// What the admin port says about a request's placements.
+    pub async fn explain(&self, id: &str) -> serde_json::Value {
+        client::call(self.admin, "GET", &format!("/debug/explain/{id}"), &[], b"").await.json()
     }
 
     pub async fn post(&self, path: &str, body: serde_json::Value) -> Answer {
