@@ -244,5 +244,8 @@ fn engine_flags(engine: &EngineArgs, threads: usize) -> Vec<(&'static str, Strin
         ("--max-running", engine.max_running.to_string()),
         ("--sim-speedup", engine.sim_speedup.to_string()),
         ("--kv-checksum", name(engine.kv_checksum.to_possible_value())),
+        ("--prefix-cache", name(engine.prefix_cache.to_possible_value())),
+        ("--tenant-cache-percent", engine.tenant_cache_percent.to_string()),
+        ("--prefix-secret", engine.prefix_secret.clone()),
     ]
 }

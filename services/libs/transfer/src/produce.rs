@@ -38,6 +38,8 @@ pub(crate) struct Ask {
     pub(crate) only: Vec<CellId>,
     pub(crate) hashes: Vec<BlockHash>,
     pub(crate) checksum: Checksum,
+    /// The reader has the first so many blocks.
+    pub(crate) n_blocks_here: u32,
 }
 
 type Messages = mpsc::Sender<Result<wire::FetchResponse, Status>>;
@@ -169,6 +171,9 @@ impl Fetch<'_> {
         if ask.only.iter().any(|cell| cell.layer as usize >= n_layers || cell.block as usize >= n_blocks) {
             return Err(Failure::invalid("only", "no such cell"));
         }
+        if ask.n_blocks_here as usize >= n_blocks {
+            return Err(Failure::invalid("n_blocks_here", "the reader has the whole prompt"));
+        }
         Ok(())
     }
 
@@ -248,7 +253,7 @@ impl<'a> Pending<'a> {
         let n_blocks = offered.hashes.len() as u32; // bounded with the prompt
         let mut lanes = vec![VecDeque::new(); arena.n_layers()];
         if ask.only.is_empty() {
-            lanes.fill((0..n_blocks).collect());
+            lanes.fill((ask.n_blocks_here..n_blocks).collect());
         }
         for cell in &ask.only {
             lanes[cell.layer as usize].push_back(cell.block);

@@ -52,6 +52,8 @@ pub struct Pull {
     pub n_tokens: usize,
     /// Hash of every block, the last partial one included.
     pub hashes: Vec<BlockHash>,
+    /// The first so many blocks are here already and full; fewer than the prompt takes.
+    pub n_blocks_here: usize,
     /// Memory of the blocks.
     pub arena: Arc<KvArena>,
     /// The pull fails afterwards.
@@ -171,13 +173,14 @@ impl Puller {
             checksum: pull.checksum,
         };
         let n_blocks = expected.n_blocks();
-        if n_blocks == 0 || pull.hashes.len() != n_blocks || pull.blocks.len() < n_blocks {
+        let n_here = pull.n_blocks_here;
+        if n_blocks <= n_here || pull.hashes.len() != n_blocks || pull.blocks.len() < n_blocks {
             let (blocks, hashes) = (pull.blocks.len(), pull.hashes.len());
-            let message = format!("{n_blocks} blocks to pull into {blocks}, with {hashes} hashes");
+            let message = format!("{n_blocks} blocks, {n_here} here, to pull into {blocks}, with {hashes} hashes");
             return Err(PullError::Refused(Failure::internal(message)));
         }
         let mut client = self.client(&pull.address).map_err(PullError::Refused)?;
-        let mut assembly = Assembly::new(expected, &pull.arena, &pull.blocks);
+        let mut assembly = Assembly::new(expected, &pull.arena, &pull.blocks, n_here);
 
         let mut whole = Fetched { bytes: 0, last_cell: Instant::now() };
         let mut round = assembly.whole();
@@ -306,6 +309,8 @@ async fn open(
         reader: Some(write_worker_ref(&pull.reader)),
         compatibility: Some(write_compatibility(&pull.compatibility)),
         only: only.iter().map(|cell| wire::CellRef { layer: cell.layer, block_index: cell.block }).collect(),
+        // Bounded by the prompt.
+        n_blocks_here: pull.n_blocks_here as u32,
         expected_block_hashes: pull.hashes.iter().map(|hash| hash.0.to_vec().into()).collect(),
         checksum: match pull.checksum {
             Checksum::On => wire::ChecksumKind::Xxh364,

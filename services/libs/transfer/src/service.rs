@@ -120,6 +120,7 @@ fn read_ask(request: wire::FetchRequest) -> Result<(Ask, types::Compatibility), 
         only,
         hashes,
         checksum,
+        n_blocks_here: request.n_blocks_here,
     };
     Ok((ask, compatibility))
 }

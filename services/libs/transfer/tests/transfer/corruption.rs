@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::support::{Bed, handoff, holds_prompt};
+use crate::support::{Bed, handoff, have, holds_prompt};
 use transfer::testing::{Fault, Plan};
 use transfer::{Checksum, PullError, Pulled};
 
@@ -10,7 +10,13 @@ const N_TOKENS: usize = 21;
 const TRIALS: u64 = 12;
 
 /// One pull through a proxy: the result, whether the blocks are right, and how many frames failed their checksum.
-async fn pull_through(plan: Plan, seed: u64, checksum: Checksum) -> (Result<Pulled, PullError>, bool, u64) {
+/// The reader has the first `n_here` blocks.
+async fn pull_through(
+    plan: Plan,
+    seed: u64,
+    checksum: Checksum,
+    n_here: usize,
+) -> (Result<Pulled, PullError>, bool, u64) {
     let bed = Bed::new(128).await;
     let (offer, computing) = bed.offer(N_TOKENS);
     computing.publish_all();
@@ -19,6 +25,7 @@ async fn pull_through(plan: Plan, seed: u64, checksum: Checksum) -> (Result<Pull
     let mut pull = bed.pull(N_TOKENS);
     pull.address = proxy.to_string();
     pull.checksum = checksum;
+    have(&computing, &mut pull, n_here);
     let pulled = bed.puller.pull(&pull).await;
     drop(offer);
     (pulled, holds_prompt(&pull), bed.puller.metrics().checksum_failures())
@@ -40,7 +47,9 @@ fn is_right(pulled: &Pulled) -> bool {
 async fn damage_in_one_fetch_is_repaired_or_an_error() {
     for fault in Fault::ALL {
         for seed in 0..TRIALS {
-            let (pulled, right, failures) = pull_through(first_only(fault), seed, Checksum::On).await;
+            // Every other time the reader has some of it.
+            let n_here = (seed % 2 * 2) as usize;
+            let (pulled, right, failures) = pull_through(first_only(fault), seed, Checksum::On, n_here).await;
             match (fault, pulled) {
                 (Fault::Truncate | Fault::Disconnect, Err(PullError::PeerLost(_)))
                 | (Fault::DuplicateFrame, Err(PullError::Corrupt(_))) => {}
@@ -66,7 +75,7 @@ async fn damage_in_one_fetch_is_repaired_or_an_error() {
 async fn damage_in_every_fetch_is_an_error() {
     for fault in Fault::ALL {
         for seed in 0..TRIALS {
-            let (pulled, _, _) = pull_through(always(fault), seed, Checksum::On).await;
+            let (pulled, _, _) = pull_through(always(fault), seed, Checksum::On, (seed % 3) as usize).await;
             match (fault, pulled) {
                 (Fault::Reorder, Ok(pulled)) => assert!(is_right(&pulled)),
                 (Fault::Truncate | Fault::Disconnect, Err(PullError::PeerLost(_))) => {}
@@ -81,7 +90,7 @@ async fn damage_in_every_fetch_is_an_error() {
 #[tokio::test]
 async fn without_checksums_noise_goes_through() {
     for seed in 0..TRIALS {
-        let (pulled, right, failures) = pull_through(always(Fault::NoiseBlock), seed, Checksum::Off).await;
+        let (pulled, right, failures) = pull_through(always(Fault::NoiseBlock), seed, Checksum::Off, 0).await;
         assert!(is_right(&pulled.unwrap()));
         assert!(!right, "seed {seed}: the noise did not arrive");
         assert_eq!(failures, 0);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{BLOCK_TOKENS, Bed, CONFIG, N_LAYERS, handoff, holds_prompt};
+use crate::support::{BLOCK_TOKENS, Bed, CONFIG, N_LAYERS, handoff, have, holds_prompt};
 use tokio::time::{Instant, timeout};
 use transfer::{EndCause, Pull, PullError, Pulled};
 use types::{Code, Epoch, Failure};
@@ -35,6 +35,35 @@ async fn cells_arrive_while_the_prompt_is_computed() {
     assert_eq!((ended.cause, ended.bytes), (EndCause::Fetched, bytes));
     timeout(SECOND, until(|| computing.released())).await.unwrap();
     assert_eq!(bed.source.n_offers(), 0);
+}
+
+#[tokio::test]
+async fn blocks_that_the_reader_has_do_not_cross() {
+    for n_here in 0..5 {
+        let bed = Bed::new(256).await;
+        let (offer, computing) = bed.offer(18);
+        computing.publish_all();
+        offer.finish(handoff(18));
+        let mut pull = bed.pull(18);
+        have(&computing, &mut pull, n_here);
+        let (pulled, ended) = tokio::join!(bed.puller.pull(&pull), offer.ended());
+        let bytes = ((5 - n_here) * N_LAYERS * 256) as u64;
+        assert_eq!((pulled.unwrap().bytes, ended.bytes, ended.cause), (bytes, bytes, EndCause::Fetched));
+        assert!(holds_prompt(&pull));
+    }
+    // What a reader says that it has is no reason to believe it.
+    let bed = Bed::new(256).await;
+    let (_offer, computing) = bed.offer(18);
+    computing.publish_all();
+    let mut pull = bed.pull(18);
+    pull.n_blocks_here = 5;
+    assert_eq!(refusal(&bed, &pull).await.code, Code::Internal, "the reader's own mistake");
+    let mut other = fetch_request(&bed.pull(18));
+    other.n_blocks_here = u32::MAX;
+    let channel = rpc::net::channel(&bed.address.to_string(), &rpc::net::Limits::kv()).unwrap();
+    let mut client = proto::v1::kv_service_client::KvServiceClient::new(channel);
+    let refused = client.fetch(other).await.unwrap().into_inner().message().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
 }
 
 #[tokio::test]
@@ -217,23 +246,7 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
     let pull = bed.pull(40);
     let channel = rpc::net::channel(&bed.address.to_string(), &rpc::net::Limits::kv()).unwrap();
     let mut client = proto::v1::kv_service_client::KvServiceClient::new(channel);
-    let context = rpc::RequestContext {
-        request: pull.request,
-        worker: pull.peer.clone(),
-        owner_epoch: pull.owner_epoch,
-        deadline: Duration::from_secs(60),
-        trace: pull.trace.clone(),
-        choice: 0,
-    };
-    let request = wire::FetchRequest {
-        context: Some(rpc::convert::write_context(&context)),
-        reader: Some(rpc::convert::write_worker_ref(&pull.reader)),
-        compatibility: Some(rpc::convert::write_compatibility(&pull.compatibility)),
-        only: vec![],
-        expected_block_hashes: pull.hashes.iter().map(|h| h.0.to_vec().into()).collect(),
-        checksum: wire::ChecksumKind::Xxh364.into(),
-    };
-    let unread = client.fetch(request).await.unwrap();
+    let unread = client.fetch(fetch_request(&pull)).await.unwrap();
     let ended = timeout(CONFIG.progress_timeout * 3, offer.ended()).await.unwrap();
     assert_eq!(ended.cause, EndCause::Abandoned);
     assert!(ended.bytes < 120 << 20, "sending is bounded by what the reader takes");
@@ -275,6 +288,26 @@ async fn a_waiting_reader_hears_the_heartbeat() {
     };
     let (pulled, _) = tokio::join!(bed.puller.pull(&pull), compute);
     pulled.unwrap();
+}
+
+fn fetch_request(pull: &Pull) -> wire::FetchRequest {
+    let context = rpc::RequestContext {
+        request: pull.request,
+        worker: pull.peer.clone(),
+        owner_epoch: pull.owner_epoch,
+        deadline: Duration::from_secs(60),
+        trace: pull.trace.clone(),
+        choice: 0,
+    };
+    wire::FetchRequest {
+        context: Some(rpc::convert::write_context(&context)),
+        reader: Some(rpc::convert::write_worker_ref(&pull.reader)),
+        compatibility: Some(rpc::convert::write_compatibility(&pull.compatibility)),
+        only: vec![],
+        expected_block_hashes: pull.hashes.iter().map(|h| h.0.to_vec().into()).collect(),
+        checksum: wire::ChecksumKind::Xxh364.into(),
+        n_blocks_here: 0,
+    }
 }
 
 async fn refusal(bed: &Bed, pull: &Pull) -> Failure {

@@ -80,6 +80,7 @@ impl Bed {
 
     pub(crate) fn pull(&self, n_tokens: usize) -> Pull {
         Pull {
+            n_blocks_here: 0,
             address: self.address.to_string(),
             peer: prefill(),
             reader: decode(),
@@ -97,6 +98,18 @@ impl Bed {
             progress_timeout: Duration::from_secs(2),
         }
     }
+}
+
+/// Copies the first `n` blocks of what was computed into the reader's blocks, as if they had come before.
+pub(crate) fn have(computing: &Computing, pull: &mut Pull, n: usize) {
+    let mut cell = vec![0; pull.arena.cell_bytes(0)];
+    for layer in 0..N_LAYERS {
+        for block in 0..n {
+            computing.arena.export(layer, computing.blocks[block].0, BLOCK_TOKENS, &mut cell).expect("computed");
+            pull.arena.import(layer, pull.blocks[block].0, BLOCK_TOKENS, &cell).expect("empty");
+        }
+    }
+    pull.n_blocks_here = n;
 }
 
 /// The prefill side's computation.
