@@ -318,7 +318,7 @@ fn shared_blocks_take_room_once() {
     for (named, n_running) in [(true, 3), (false, 1)] {
         let mut scheduler = scheduler(&CONFIG, 10);
         let hashes: Vec<BlockHash> = (0..6).map(|at| BlockHash([at; 16])).collect();
-        let mut submit = |scheduler: &mut Scheduler| {
+        let submit = |scheduler: &mut Scheduler| {
             let submission =
                 Submission { kind: Kind::Decode, n_tokens: 25, max_tokens: 29, deadline: Duration::from_secs(60) };
             let seq = scheduler.submit(Duration::ZERO, submission).unwrap();

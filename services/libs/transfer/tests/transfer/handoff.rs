@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{BLOCK_TOKENS, Bed, CONFIG, N_LAYERS, handoff, have, holds_prompt};
+use proto::v1 as wire;
 use tokio::time::{Instant, timeout};
 use transfer::{EndCause, Pull, PullError, Pulled};
 use types::{Code, Epoch, Failure};
@@ -238,7 +239,6 @@ async fn a_reader_that_leaves_releases_the_blocks() {
 
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_cut_off() {
-    use proto::v1 as wire;
     let bed = Bed::new(4 << 20).await;
     let (offer, computing) = bed.offer(40);
     computing.publish_all();
