@@ -133,7 +133,7 @@ impl World {
                 self.check_content(&claimed.blocks[..claimed.n_cached], &names);
                 self.n_found += claimed.n_cached;
                 self.check_unowned(&claimed.blocks[claimed.n_cached..]);
-                claimed.blocks[claimed.n_cached..].iter().for_each(|block| drop(self.memory.remove(block)));
+                self.memory.retain(|block, _| !claimed.blocks[claimed.n_cached..].contains(block));
                 self.holds.insert(claimed.hold, claimed.blocks.clone());
                 self.landings.push((claimed, text, n_new));
             }
@@ -218,7 +218,7 @@ impl World {
         }
         let of_holds: BTreeSet<BlockIdx> = before.holds;
         assert!(plan.fresh.iter().all(|block| !of_holds.contains(block)), "a block under transfer changed hands");
-        plan.fresh.iter().for_each(|block| drop(self.memory.remove(block)));
+        self.memory.retain(|block, _| !plan.fresh.contains(block));
         assert!(plan.step.n_tokens() <= self.config.max_step_tokens, "budget");
         assert!(plan.step.slices.len() <= self.config.max_running, "places");
         let others = self.landings.len() + self.holds.len() + self.reservations.len();
@@ -263,11 +263,12 @@ impl World {
             verdicts.push(verdict);
             if !undone {
                 let blocks = self.scheduler.blocks(slice.seq);
-                for at in slice.first / BLOCK_TOKENS..(slice.first + slice.n_tokens) / BLOCK_TOKENS {
-                    assert_eq!(self.memory.get(&blocks[at]), None, "written into a full block");
-                    self.memory.insert(blocks[at], name(seq.text, at));
+                let (begin, end) = (slice.first / BLOCK_TOKENS, (slice.first + slice.n_tokens) / BLOCK_TOKENS);
+                for (at, block) in blocks.iter().enumerate().take(end).skip(begin) {
+                    let before = self.memory.insert(*block, name(seq.text, at));
+                    assert_eq!(before, None, "written into a full block");
                 }
-                if verdict == Verdict::Sampled && (seq.n_tokens + 1) % BLOCK_TOKENS == 0 {
+                if verdict == Verdict::Sampled && (seq.n_tokens + 1).is_multiple_of(BLOCK_TOKENS) {
                     let names = names(seq.text, seq.n_tokens + 1);
                     self.scheduler.name_blocks(slice.seq, Tenant(0), &names[names.len().saturating_sub(1)..]);
                 }
