@@ -101,8 +101,8 @@ class Http:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             return answer.read().decode()
 
-    def post(self, path, body, timeout=120):
-        status, answer = self.try_post(path, body, timeout)
+    def post(self, path, body, timeout=120, headers=None):
+        status, answer = self.try_post(path, body, timeout, headers)
         assert status == 200, (status, answer)
         return answer
 

@@ -156,11 +156,12 @@ class Deployment:
             self.close()
             raise
 
-    def ask(self, prompt, damage=None):
+    def ask(self, prompt, damage=None, tenant="any"):
+        """Tenants share no blocks: a tenant's first pull of a prompt is a whole one."""
         self.middle.damage, self.middle.damaged = damage, 0
         body = dict(model=self.model, prompt=prompt, max_tokens=8, temperature=0, return_token_ids=True,
                     ignore_eos=True, logprobs=0)
-        choice = self.http.post("/v1/completions", body)["choices"][0]
+        choice = self.http.post("/v1/completions", body, headers={"x-baton-tenant": tenant})["choices"][0]
         return choice["token_ids"], choice["logprobs"]["token_logprobs"]
 
     def close(self):
@@ -187,10 +188,12 @@ def guarded(model):
 def test_every_damage_is_caught_and_the_answer_is_right(guarded, storm, kind):
     rnd = random.Random(kind.__name__)
     for prompt in prompts(40 if storm else 8, kind.__name__):
-        want = guarded.ask(prompt)
-        got = guarded.ask(prompt, kind(rnd))
+        want = guarded.ask(prompt, tenant="undamaged")
+        got = guarded.ask(prompt, kind(rnd), tenant="damaged")
         assert guarded.middle.damaged, "the man in the middle did nothing: this trial shows nothing"
         assert got == want
+        # Nor does damage get into what is kept for later.
+        assert guarded.ask(prompt, tenant="damaged") == want
 
 
 def test_damage_is_counted(guarded):
@@ -206,8 +209,8 @@ def test_positive_control_without_checksum_noise_changes_the_answer(model, storm
         rnd, asked = random.Random(5), prompts(60 if storm else 20, "control")
         changed = 0
         for prompt in asked:
-            want = deployment.ask(prompt)
-            changed += deployment.ask(prompt, noise_block(rnd))[0] != want[0]
+            want = deployment.ask(prompt, tenant="undamaged")
+            changed += deployment.ask(prompt, noise_block(rnd), tenant="damaged")[0] != want[0]
         assert changed >= 0.95 * len(asked), f"noise changed the ids in only {changed} of {len(asked)} trials"
     finally:
         deployment.close()

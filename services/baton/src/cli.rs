@@ -122,6 +122,16 @@ pub(crate) struct EngineArgs {
     /// What carries KV between workers; where it does not reach, the next slower does, with a warning
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) transport: TransportArg,
+    /// Keep full KV blocks for prompts that begin alike
+    #[arg(long, value_enum, default_value = "on")]
+    pub(crate) prefix_cache: Switch,
+    /// Percent of the KV blocks from which on a tenant's cached blocks give way before those of others
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) tenant_cache_percent: u8,
+    /// Goes into the names of KV blocks: the same on all workers of a cluster. Better set as BATON__PREFIX_SECRET, as
+    /// command lines can be read by others
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) prefix_secret: String,
 }
 
 /// What carries KV between workers.

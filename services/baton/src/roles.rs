@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use bootstrap::Runtime;
+use kvcache::hash::Secret;
 use node::{NodeConfig, OpenEngine};
 use prefill::TransportConfig;
 use registry::Registry;
@@ -66,6 +67,9 @@ pub(crate) fn worker_config(args: &EngineArgs) -> WorkerConfig {
         max_step_tokens: args.step_tokens,
         // Every running sequence has its token in every step.
         max_running: args.max_running.min(args.step_tokens),
+        prefix_cache: args.prefix_cache == Switch::On,
+        prefix_secret: Secret(args.prefix_secret.clone().into_bytes()),
+        tenant_percent: args.tenant_cache_percent,
         ..WorkerConfig::default()
     }
 }

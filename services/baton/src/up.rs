@@ -246,5 +246,8 @@ fn engine_flags(engine: &EngineArgs, threads: usize) -> Vec<(&'static str, Strin
         ("--sim-speedup", engine.sim_speedup.to_string()),
         ("--kv-checksum", name(engine.kv_checksum.to_possible_value())),
         ("--transport", name(engine.transport.to_possible_value())),
+        ("--prefix-cache", name(engine.prefix_cache.to_possible_value())),
+        ("--tenant-cache-percent", engine.tenant_cache_percent.to_string()),
+        ("--prefix-secret", engine.prefix_secret.clone()),
     ]
 }

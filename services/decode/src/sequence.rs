@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use kvcache::hash::{PrefixKey, sequence_hashes};
+use kvcache::hash::Chain;
 use node::Admitted;
 use rpc::worker::{DecodeCall, DecodeEvent, PullFrom};
 use rpc::{EventStream, RequestContext, reason};
 use tokio::time::Instant;
 use tracing::Instrument as _;
-use transfer::{Pull, PullError, Pulled, Puller};
+use transfer::{Checksum, Pull, PullError, Pulled, Puller};
 use types::{Code, Failure, Fault, Phase, PhaseTimes};
 use worker::{DecodeJob, DecodeRun, DecodeStart, Landing, SeqKey, WorkerHandle};
 
@@ -20,8 +20,6 @@ pub(crate) struct Tools {
     pub(crate) worker: WorkerHandle,
     pub(crate) puller: Puller,
     pub(crate) pull: PullConfig,
-    /// Names the blocks of prompts; prefill workers derive the same.
-    pub(crate) key: PrefixKey,
 }
 
 /// A sequence whose room was claimed.
@@ -29,6 +27,8 @@ pub(crate) struct Sequence {
     tools: Arc<Tools>,
     context: RequestContext,
     call: DecodeCall,
+    /// Of the prompt's blocks; prefill workers give them the same.
+    names: Chain,
     landing: Landing,
     deadline: Instant,
 }
@@ -44,9 +44,15 @@ enum TakenOver {
 }
 
 impl Sequence {
-    pub(crate) fn new(tools: Arc<Tools>, context: RequestContext, call: DecodeCall, landing: Landing) -> Self {
+    pub(crate) fn new(
+        tools: Arc<Tools>,
+        context: RequestContext,
+        call: DecodeCall,
+        names: Chain,
+        landing: Landing,
+    ) -> Self {
         let deadline = Instant::now() + context.deadline;
-        Self { tools, context, call, landing, deadline }
+        Self { tools, context, call, names, landing, deadline }
     }
 
     /// Dropping the stream cancels: it owns pull, blocks and run, and lets go of them in that order.
@@ -60,7 +66,9 @@ impl Sequence {
             let mut n_tokens = n_generated;
             let mut phases = PhaseTimes::default();
             let mut handoff = None;
+            let mut shared = true;
             if let Some(source) = source {
+                let foreign = source.compatibility.numerics != self.tools.worker.model().compatibility.numerics;
                 let handing_over = tracing::info_span!(parent: &span, "handoff", peer = %source.prefill);
                 let taken = admitted.unless_cancelled(self.take_over(source)).instrument(handing_over).await?;
                 if let TakenOver::Finished = taken {
@@ -74,6 +82,9 @@ impl Sequence {
                         phases.add(Phase::Handoff, closing);
                         n_tokens = 1;
                         handoff = Some(record);
+                        // What nobody checked, or what this worker would have computed otherwise, serves this sequence
+                        // alone.
+                        shared = self.tools.pull.checksum == Checksum::On && !foreign;
                         let transport = transport.as_str().to_owned();
                         yield DecodeEvent::Handoff { bytes, n_blocks, transport, recomputed: false, phases };
                     }
@@ -83,7 +94,7 @@ impl Sequence {
                     }
                 }
             }
-            let mut run = admitted.unless_cancelled(self.decode(handoff)).instrument(span.clone()).await?;
+            let mut run = admitted.unless_cancelled(self.decode(handoff, shared)).instrument(span.clone()).await?;
             loop {
                 let next = admitted.unless_cancelled(async { run.next().await.transpose() }).await?;
                 let Some(token) = next else { break };
@@ -93,7 +104,7 @@ impl Sequence {
             phases.merge(&run.phases());
             tracing::debug!(parent: &span, n_tokens, "finished");
             let n_tokens = u32::try_from(n_tokens).unwrap_or(u32::MAX);
-            yield DecodeEvent::Finished { n_tokens, cached: 0, phases };
+            yield DecodeEvent::Finished { n_tokens, cached: run.n_cached(), phases };
             drop(admitted);
         }
         .boxed()
@@ -103,8 +114,6 @@ impl Sequence {
     async fn take_over(&self, source: PullFrom) -> Result<TakenOver, Failure> {
         let (tools, context) = (&self.tools, &self.context);
         let model = tools.worker.model();
-        let max_tokens = model.max_tokens(self.call.prompt.len(), self.call.stop.max_tokens);
-        let key = tools.key.of_rope_state(model.rope_state(max_tokens));
         let pull = Pull {
             address: source.address,
             endpoints: source.endpoints,
@@ -118,7 +127,8 @@ impl Sequence {
             checksum: tools.pull.checksum,
             blocks: self.landing.blocks().to_vec(),
             n_tokens: self.call.prompt.len(),
-            hashes: sequence_hashes(&key, &self.call.prompt, tools.worker.arena().block_tokens()),
+            hashes: self.names.with_tail(&self.call.prompt),
+            n_blocks_here: self.landing.n_cached(),
             arena: tools.worker.arena().clone(),
             deadline: self.deadline,
             progress_timeout: tools.pull.progress_timeout,
@@ -145,8 +155,9 @@ impl Sequence {
         }
     }
 
-    async fn decode(self, handoff: Option<types::Handoff>) -> Result<DecodeRun, Failure> {
-        let Self { tools, context, call, landing, deadline } = self;
+    /// `shared`: its blocks may serve other sequences too.
+    async fn decode(self, handoff: Option<types::Handoff>, shared: bool) -> Result<DecodeRun, Failure> {
+        let Self { tools, context, call, names, landing, deadline } = self;
         let start = match handoff {
             Some(handoff) => DecodeStart::Handoff { landing, handoff },
             None => DecodeStart::Recompute { landing, generated: call.generated },
@@ -156,6 +167,7 @@ impl Sequence {
             prompt: call.prompt,
             sampling: call.sampling,
             stop: call.stop,
+            names: shared.then_some(names),
             deadline,
             start,
         };

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kvcache::hash::{PrefixKey, PrefixScope};
-use node::{Gate, load_reports};
+use node::{Gate, kv_events, load_reports};
 use rpc::worker::{DecodeCall, DecodeEvent, PrefillCall, PrefillEvent, Reserve, Reserved, WorkerApi};
 use rpc::{EventStream, RequestContext, reason};
 use transfer::Puller;
-use types::{Accounting, Code, Failure, Load, WorkerRef};
+use types::{Accounting, Code, Failure, KvEventBatch, Load, WorkerRef};
 use worker::{SeqKey, WorkerHandle};
 
 use crate::config::PullConfig;
@@ -23,9 +22,7 @@ pub(crate) struct DecodeService {
 
 impl DecodeService {
     pub(crate) fn new(worker: WorkerHandle, gate: Arc<Gate>, puller: Puller, pull: PullConfig) -> Self {
-        let scope = PrefixScope { secret: &[], tenant: "", adapter: "", model: &worker.model().compatibility };
-        let key = PrefixKey::derive(&scope);
-        Self { gate, tools: Arc::new(Tools { worker, puller, pull, key }) }
+        Self { gate, tools: Arc::new(Tools { worker, puller, pull }) }
     }
 
     fn worker(&self) -> &WorkerHandle {
@@ -62,12 +59,13 @@ impl WorkerApi for DecodeService {
             }
         }
         let key = SeqKey { request: context.request, choice: context.choice };
-        let landing = self.worker().claim(call.reservation, key).await?;
+        let names = self.worker().names(&call.tenant, &call.prompt, call.stop.max_tokens);
+        let landing = self.worker().claim(call.reservation, key, Some(&names)).await?;
         if landing.n_prompt() != call.prompt.len() {
             let message = format!("reserved for {} tokens, called with {}", landing.n_prompt(), call.prompt.len());
             return Err(Failure::invalid("prompt", message));
         }
-        Ok(Sequence::new(self.tools.clone(), context, call, landing).events(admitted))
+        Ok(Sequence::new(self.tools.clone(), context, call, names, landing).events(admitted))
     }
 
     async fn cancel(&self, context: RequestContext, all_choices: bool) -> Result<bool, Failure> {
@@ -90,6 +88,11 @@ impl WorkerApi for DecodeService {
     ) -> Result<EventStream<(WorkerRef, Load)>, Failure> {
         self.gate.check_worker(&worker)?;
         Ok(load_reports(&self.gate, self.worker().load(), min_interval))
+    }
+
+    async fn kv_events(&self, worker: WorkerRef, after: u64) -> Result<EventStream<KvEventBatch>, Failure> {
+        self.gate.check_worker(&worker)?;
+        kv_events(&self.gate, self.worker(), after)
     }
 
     async fn accounting(&self) -> Result<Accounting, Failure> {

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use kvcache::hash::{PrefixKey, PrefixScope, sequence_hashes};
-use node::{Admitted, Gate, load_reports};
+use node::{Admitted, Gate, kv_events, load_reports};
 use rpc::worker::{DecodeCall, DecodeEvent, HoldCause, PrefillCall, PrefillEvent, Reserve, Reserved, WorkerApi};
 use rpc::{EventStream, RequestContext};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use transfer::{EndCause, KvHold, Offer, OfferHandle, Source};
-use types::{Accounting, BlockIdx, Code, Failure, Handoff, Load, Phase, PhaseTimes, Token, WorkerRef};
+use types::{Accounting, BlockIdx, Code, Failure, Handoff, KvEventBatch, Load, Phase, PhaseTimes, Token, WorkerRef};
 use worker::{Hold, PrefillJob, PrefillRun, SeqKey, WorkerHandle};
 
 /// Blocks are held no longer for a reader that does not come, whatever was asked for.
@@ -24,14 +23,11 @@ pub(crate) struct PrefillService {
     worker: WorkerHandle,
     gate: Arc<Gate>,
     source: Arc<Source>,
-    key: PrefixKey,
 }
 
 impl PrefillService {
     pub(crate) fn new(worker: WorkerHandle, gate: Arc<Gate>, source: Arc<Source>) -> Self {
-        let scope = PrefixScope { secret: &[], tenant: "", adapter: "", model: &worker.model().compatibility };
-        let key = PrefixKey::derive(&scope);
-        Self { worker, gate, source, key }
+        Self { worker, gate, source }
     }
 }
 
@@ -48,6 +44,8 @@ impl WorkerApi for PrefillService {
     ) -> Result<EventStream<PrefillEvent>, Failure> {
         self.gate.check_open()?;
         let admitted = self.gate.admit(&context)?;
+        let names = self.worker.names(&call.tenant, &call.prompt, call.stop.max_tokens);
+        let hashes = names.with_tail(&call.prompt);
         let run = self
             .worker
             .prefill(PrefillJob {
@@ -55,19 +53,11 @@ impl WorkerApi for PrefillService {
                 prompt: call.prompt.clone(),
                 sampling: call.sampling.clone(),
                 stop: call.stop.clone(),
+                names: Some(names),
                 deadline: Instant::now() + context.deadline,
             })
             .await?;
-        let (model, block_tokens) = (self.worker.model(), self.worker.arena().block_tokens());
-        let max_tokens = model.max_tokens(call.prompt.len(), call.stop.max_tokens);
-        let key = self.key.of_rope_state(model.rope_state(max_tokens));
-        let prefill = Prefill {
-            hashes: sequence_hashes(&key, &call.prompt, block_tokens),
-            context,
-            call,
-            source: self.source.clone(),
-            run,
-        };
+        let prefill = Prefill { hashes, context, call, source: self.source.clone(), run };
         Ok(prefill.events(admitted))
     }
 
@@ -97,6 +87,11 @@ impl WorkerApi for PrefillService {
         Ok(load_reports(&self.gate, self.worker.load(), min_interval))
     }
 
+    async fn kv_events(&self, worker: WorkerRef, after: u64) -> Result<EventStream<KvEventBatch>, Failure> {
+        self.gate.check_worker(&worker)?;
+        kv_events(&self.gate, &self.worker, after)
+    }
+
     async fn accounting(&self) -> Result<Accounting, Failure> {
         Ok(node::accounting(&self.worker, &self.gate).await)
     }
@@ -121,7 +116,7 @@ impl Prefill {
             if let Err(failure) = &started {
                 self.refuse(failure);
             }
-            let (offer, phases) = started?;
+            let (offer, phases, cached) = started?;
             yield PrefillEvent::Started { phases };
 
             let first = admitted.unless_cancelled(self.run.first_token()).instrument(span.clone()).await;
@@ -133,11 +128,11 @@ impl Prefill {
                 let failure = Failure::new(Code::Aborted, rpc::reason::CHOICE_FINISHED, "the first token was the last");
                 offer.fail(failure);
                 drop(offer);
-                yield PrefillEvent::Finished { token, cached: 0, phases };
+                yield PrefillEvent::Finished { token, cached, phases };
                 yield PrefillEvent::HoldEnded { cause: HoldCause::Fetched, bytes: 0 };
             } else {
                 offer.finish(self.handoff(&token));
-                yield PrefillEvent::Finished { token, cached: 0, phases };
+                yield PrefillEvent::Finished { token, cached, phases };
                 let ended = admitted.unless_cancelled(async { Ok(offer.ended().await) }).await?;
                 let cause = match ended.cause {
                     EndCause::Fetched => HoldCause::Fetched,
@@ -152,8 +147,8 @@ impl Prefill {
         .boxed()
     }
 
-    /// Waits for the first step, and offers what it will compute.
-    async fn start(&mut self) -> Result<(OfferHandle, PhaseTimes), Failure> {
+    /// Waits for the first step, and offers what is there and what it will compute. Also gives the tokens that are there.
+    async fn start(&mut self) -> Result<(OfferHandle, PhaseTimes, u32), Failure> {
         let started = self.run.started().await?;
         let offer = Offer {
             request: self.context.request,
@@ -168,7 +163,7 @@ impl Prefill {
         };
         let mut phases = PhaseTimes::default();
         phases.add(Phase::PrefillQueue, started.queue_time);
-        Ok((self.source.offer(offer)?, phases))
+        Ok((self.source.offer(offer)?, phases, started.n_cached))
     }
 
     /// The reader may be waiting for the offer already.

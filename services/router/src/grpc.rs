@@ -25,6 +25,7 @@ impl InferenceApi for Grpc {
             born: Instant::now(),
             deadline: meta.deadline,
             trace: meta.trace,
+            tenant: meta.tenant,
         };
         let GenerateCall { model, input, options } = call;
         let call = Call { model, input, options, layout: Layout::default(), max_tokens_default: None };

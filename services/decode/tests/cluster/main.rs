@@ -5,4 +5,5 @@ mod cancel;
 mod fence;
 mod handoff;
 mod leave;
+mod prefix;
 mod support;

@@ -135,6 +135,7 @@ impl Cluster {
 
     pub(crate) fn decode_call(&self, reserved: &Reserved, ask: &Ask, split: bool) -> DecodeCall {
         DecodeCall {
+            tenant: ask.tenant.clone(),
             reservation: reserved.id,
             prompt: ask.prompt.clone(),
             sampling: ask.sampling.clone(),
@@ -151,6 +152,7 @@ impl Cluster {
 
     pub(crate) fn prefill_call(&self, ask: &Ask) -> PrefillCall {
         PrefillCall {
+            tenant: ask.tenant.clone(),
             prompt: ask.prompt.clone(),
             sampling: ask.sampling.clone(),
             stop: ask.stop.clone(),
@@ -165,7 +167,8 @@ impl Cluster {
         let prefill = self.run_prefill(request, ask);
         let decode = self.run_decode(request, self.decode_call(&reserved, ask, true));
         let (first, mut answer) = match futures::future::join(prefill, decode).await {
-            (first, Ok(answer)) => (first, answer),
+            (Ok((first, cached)), Ok(answer)) => (Ok(first), Answer { cached, ..answer }),
+            (Err(failure), Ok(answer)) => (Err(failure), answer),
             (Err(failure), Err(_)) | (Ok(_), Err(failure)) => return Err(failure),
         };
         match first {
@@ -178,19 +181,25 @@ impl Cluster {
         Ok(answer)
     }
 
-    /// All of it by decode.
+    /// All of it by decode, sharing nothing with what came before.
     pub(crate) async fn alone(&self, request: u128, ask: &Ask) -> Result<Answer, Failure> {
+        self.alone_warm(request, &Ask { tenant: format!("alone {request}"), ..ask.clone() }).await
+    }
+
+    /// All of it by decode, behind what is there.
+    pub(crate) async fn alone_warm(&self, request: u128, ask: &Ask) -> Result<Answer, Failure> {
         let reserved = self.reserve(request, ask).await?;
         self.run_decode(request, self.decode_call(&reserved, ask, false)).await
     }
 
-    async fn run_prefill(&self, request: u128, ask: &Ask) -> Result<Token, Failure> {
+    /// The first token, and how many of the prompt's were not computed.
+    async fn run_prefill(&self, request: u128, ask: &Ask) -> Result<(Token, u32), Failure> {
         let context = self.context(&self.prefill, request);
         let mut events = self.prefill.client.run_prefill(context, self.prefill_call(ask)).await?;
         let mut first = None;
         while let Some(event) = events.next().await {
             match event {
-                Ok(PrefillEvent::Finished { token, .. }) => first = Some(token),
+                Ok(PrefillEvent::Finished { token, cached, .. }) => first = Some((token, cached)),
                 Ok(_) => {}
                 Err(failure) => return first.ok_or(failure),
             }
@@ -207,7 +216,7 @@ impl Cluster {
                     (answer.bytes, answer.recomputed) = (bytes, recomputed);
                 }
                 DecodeEvent::Token(token) => answer.tokens.push(token),
-                DecodeEvent::Finished { n_tokens, .. } => answer.n_tokens = n_tokens,
+                DecodeEvent::Finished { n_tokens, cached, .. } => (answer.n_tokens, answer.cached) = (n_tokens, cached),
             }
         }
         Ok(answer)
@@ -217,6 +226,7 @@ impl Cluster {
 /// What a client wants.
 #[derive(Clone)]
 pub(crate) struct Ask {
+    pub(crate) tenant: String,
     pub(crate) prompt: Arc<[u32]>,
     pub(crate) sampling: SamplingParams,
     pub(crate) stop: StopParams,
@@ -232,7 +242,7 @@ impl Ask {
             sampling.logprobs = Some(2);
             sampling.repetition_penalty = 1.2;
         }
-        Self { prompt, sampling, stop: StopParams { max_tokens, ..StopParams::default() } }
+        Self { tenant: String::new(), prompt, sampling, stop: StopParams { max_tokens, ..StopParams::default() } }
     }
 }
 
@@ -242,6 +252,8 @@ pub(crate) struct Answer {
     pub(crate) n_tokens: u32,
     pub(crate) bytes: u64,
     pub(crate) recomputed: bool,
+    /// Tokens of the prompt that were not computed, by whoever computed it.
+    pub(crate) cached: u32,
 }
 
 fn engine(speedup: Speedup) -> anyhow::Result<Box<dyn Engine>> {

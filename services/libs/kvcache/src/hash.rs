@@ -6,6 +6,16 @@
 
 use types::{BlockHash, Compatibility, TokenId};
 
+/// What names of blocks cannot be guessed without. Never printed.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(pub Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 /// What the key of a chain is derived from: everything besides the tokens that the KV depends on, and
 /// who may share it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,9 +30,24 @@ pub struct PrefixScope<'a> {
     pub model: &'a Compatibility,
 }
 
+/// Whose share of the cache a block takes: a tenant's name, digested.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Tenant(pub u64);
+
+impl Tenant {
+    /// Of a tenant's name.
+    pub fn named(name: &str) -> Self {
+        let digest = blake3::hash(name.as_bytes());
+        Self(u64::from_le_bytes(std::array::from_fn(|i| digest.as_bytes()[i])))
+    }
+}
+
 /// Key of all chains of one scope.
 #[derive(Clone, PartialEq, Eq)]
-pub struct PrefixKey([u8; blake3::KEY_LEN]);
+pub struct PrefixKey {
+    key: [u8; blake3::KEY_LEN],
+    tenant: Tenant,
+}
 
 impl PrefixKey {
     /// Derives the key of `scope`.
@@ -44,21 +69,26 @@ impl PrefixKey {
             hasher.update(&(field.len() as u64).to_le_bytes());
             hasher.update(field);
         }
-        Self(*hasher.finalize().as_bytes())
+        Self { key: *hasher.finalize().as_bytes(), tenant: Tenant::named(scope.tenant) }
+    }
+
+    /// The scope's tenant.
+    pub fn tenant(&self) -> Tenant {
+        self.tenant
     }
 
     /// The key of sequences whose keys are rotated otherwise: `state` tells the model's sets of frequencies apart.
     pub fn of_rope_state(&self, state: u8) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("baton 2026-11 prefix key of a rotary state v1");
-        hasher.update(&self.0).update(&[state]);
-        Self(*hasher.finalize().as_bytes())
+        hasher.update(&self.key).update(&[state]);
+        Self { key: *hasher.finalize().as_bytes(), ..*self }
     }
 
     /// Hash of a block that holds `tokens` and follows `parent` (`None`: the sequence's first).
     ///
     /// The number of tokens is hashed too: a part of a block never has the whole one's name.
     pub fn block_hash(&self, parent: Option<BlockHash>, tokens: &[TokenId]) -> BlockHash {
-        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(&[u8::from(parent.is_some())]);
         hasher.update(&parent.map_or([0; 16], |hash| hash.0));
         hasher.update(&(tokens.len() as u64).to_le_bytes());
@@ -103,6 +133,52 @@ pub fn tail_hash(key: &PrefixKey, tokens: &[TokenId], block_tokens: usize) -> Op
 /// If `block_tokens` is 0.
 pub fn sequence_hashes(key: &PrefixKey, tokens: &[TokenId], block_tokens: usize) -> Vec<BlockHash> {
     chain(key, tokens.chunks(block_tokens))
+}
+
+/// Names of a sequence's full blocks, growing with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chain {
+    key: PrefixKey,
+    block_tokens: usize,
+    hashes: Vec<BlockHash>,
+}
+
+impl Chain {
+    /// Names the full blocks of `tokens`.
+    ///
+    /// # Panics
+    /// If `block_tokens` is 0.
+    pub fn new(key: PrefixKey, tokens: &[TokenId], block_tokens: usize) -> Self {
+        let hashes = block_hashes(&key, tokens, block_tokens);
+        Self { key, block_tokens, hashes }
+    }
+
+    /// Whose blocks they are.
+    pub fn tenant(&self) -> Tenant {
+        self.key.tenant
+    }
+
+    /// One a full block, in order.
+    pub fn hashes(&self) -> &[BlockHash] {
+        &self.hashes
+    }
+
+    /// The sequence is `tokens` now, of which those named before are a beginning. Returns the names that are new.
+    pub fn extend(&mut self, tokens: &[TokenId]) -> &[BlockHash] {
+        let n_before = self.hashes.len();
+        for block in tokens.chunks_exact(self.block_tokens).skip(n_before) {
+            self.hashes.push(self.key.block_hash(self.hashes.last().copied(), block));
+        }
+        &self.hashes[n_before..]
+    }
+
+    /// One name for every block of `tokens`, the sequence as it is now, the last partial one included: what a transfer
+    /// compares block by block.
+    pub fn with_tail(&self, tokens: &[TokenId]) -> Vec<BlockHash> {
+        let tail = tokens.get(self.hashes.len() * self.block_tokens..).unwrap_or_default();
+        let tail = (!tail.is_empty()).then(|| self.key.block_hash(self.hashes.last().copied(), tail));
+        self.hashes.iter().copied().chain(tail).collect()
+    }
 }
 
 fn chain<'a>(key: &PrefixKey, blocks: impl Iterator<Item = &'a [TokenId]>) -> Vec<BlockHash> {
@@ -153,6 +229,20 @@ mod tests {
         assert_eq!(tail_hash(&key, &[], 4), None);
         let whole = sequence_hashes(&key, &[8, 9, 10, 11], 4);
         assert_ne!(whole[0], key.block_hash(None, &[8, 9, 10]), "a part is not the whole");
+    }
+
+    #[test]
+    fn a_chain_that_grows_has_the_names_of_the_whole() {
+        let key = key(&model());
+        let tokens: Vec<u32> = (0..23).collect();
+        let mut chain = Chain::new(key.clone(), &tokens[..6], 4);
+        let mut new = chain.hashes().to_vec();
+        for n in 7..=23 {
+            new.extend(chain.extend(&tokens[..n]).to_vec());
+            assert_eq!(new, block_hashes(&key, &tokens[..n], 4));
+            assert_eq!(chain.with_tail(&tokens[..n]), sequence_hashes(&key, &tokens[..n], 4));
+        }
+        assert_eq!((chain.hashes(), chain.tenant()), (&new[..], Tenant::named("t")));
     }
 
     #[test]

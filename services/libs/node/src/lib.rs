@@ -6,11 +6,13 @@
 
 mod config;
 mod gate;
+mod kv_events;
 mod load;
 mod ready;
 mod run;
 
 pub use config::{ConfigError, NodeConfig};
 pub use gate::{Admitted, Gate};
+pub use kv_events::kv_events;
 pub use load::load_reports;
 pub use run::{OpenEngine, Parts, accounting, run};

@@ -208,6 +208,7 @@ fn work(arrival: &Arrival) -> Work {
 fn worker(role: Role, n: usize, block_tokens: u32) -> WorkerInfo {
     let layer = LayerKv { kind: LayerKvKind::Grouped { n_kv_heads: 1, head_dim: 1 }, window: None };
     WorkerInfo {
+        kv_endpoints: types::KvEndpoints::default(),
         worker: WorkerRef { id: WorkerId::new(format!("{role}-{n:03}")), epoch: Epoch(1) },
         role,
         model: MODEL.into(),

@@ -14,6 +14,7 @@ const NOW: Duration = Duration::from_secs(100);
 fn worker(role: Role, n: usize) -> WorkerInfo {
     let layer = LayerKv { kind: LayerKvKind::Grouped { n_kv_heads: 1, head_dim: 8 }, window: None };
     WorkerInfo {
+        kv_endpoints: types::KvEndpoints::default(),
         worker: WorkerRef { id: WorkerId::new(format!("{role}-{n:02}")), epoch: Epoch(1) },
         role,
         model: "m".into(),

@@ -238,7 +238,7 @@ mod tests {
             for fault in [Fault::Client, Fault::Server, Fault::Peer] {
                 for retry in retries {
                     for param in [None, Some("prompt".to_owned())] {
-                        let failure = Failure { param, ..Failure::new(code, "KV_CHECKSUM_MISMATCH", "ä message") }
+                        let failure = Failure { param, ..Failure::new(code, reason::INCOMPATIBLE, "ä message") }
                             .with_fault(fault)
                             .with_retry(retry);
                         assert_eq!(travel(&failure), failure);

@@ -66,27 +66,34 @@ impl Scheduler {
         self.waiting.iter().map(|&seq| self.missing(seq)).fold(0, u32::saturating_add)
     }
 
-    /// Blocks that a waiting sequence needs to be admitted, beyond those it owns or was promised. One that
-    /// landed keeps the promise it came with.
+    /// Blocks that a waiting sequence needs to be admitted, beyond those it owns or was promised, or shares with
+    /// another owner. One that landed keeps the promise it came with.
     fn missing(&self, seq: SeqId) -> u32 {
         let sequence = &self.sequences[&seq];
-        let needed = if sequence.blocks.is_empty() {
-            self.worst_case(sequence.n_tokens, sequence.max_rows)
+        if sequence.blocks.is_empty() {
+            let needed = self.worst_case(sequence.n_tokens, sequence.max_rows);
+            needed.saturating_sub(self.peek(sequence).n_owned + sequence.promised)
         } else {
-            self.pool.blocks_for(sequence.n_tokens)
-        };
-        needed.saturating_sub(sequence.blocks.len() + sequence.promised)
+            let needed = self.pool.blocks_for(sequence.n_tokens);
+            needed.saturating_sub(sequence.blocks.len() + sequence.promised)
+        }
     }
 
-    /// Promises a waiting sequence the `missing` blocks, and allocates those of its known tokens.
+    /// Promises a waiting sequence the `missing` blocks, and gives it those of its known tokens: what is here under
+    /// their names, and allocates the rest.
     fn allocate_known(&mut self, seq: SeqId, missing: u32, plan: &mut Plan) {
+        let available = self.pool.n_available();
+        if self.sequences[&seq].blocks.is_empty() {
+            self.share_prefix(seq);
+        }
         let sequence = self.sequences.get_mut(&seq).expect("waiting sequences are here");
         let owned_before = sequence.blocks.len();
         let n_new = self.pool.blocks_for(sequence.n_tokens).saturating_sub(owned_before);
-        self.pool.grow(&mut sequence.blocks, n_new).expect("promised and available blocks are free");
+        self.pool.grow(&mut sequence.blocks, n_new).expect("promised and available blocks have no owner");
         plan.fresh.extend(&sequence.blocks.blocks()[owned_before as usize..]);
-        sequence.promised = sequence.promised + missing - n_new;
-        self.promised = self.promised + missing - n_new;
+        let n_taken = available - self.pool.n_available();
+        sequence.promised = sequence.promised + missing - n_taken;
+        self.promised = self.promised + missing - n_taken;
     }
 
     /// The next token's row lies beyond the last block. Not of a sequence that was just preempted.
@@ -104,7 +111,7 @@ impl Scheduler {
         } else if available == 0 {
             return false;
         }
-        self.pool.grow(&mut sequence.blocks, 1).expect("promised and available blocks are free");
+        self.pool.grow(&mut sequence.blocks, 1).expect("promised and available blocks have no owner");
         plan.fresh.extend(sequence.blocks.blocks().last());
         true
     }
@@ -119,6 +126,7 @@ impl Scheduler {
         self.strip(seq);
         let sequence = self.sequences.get_mut(&seq).expect("only sequences that are here are preempted");
         sequence.n_computed = 0;
+        sequence.hold = None;
         sequence.stage = Stage::Waiting;
         self.running.remove(&seq);
         self.waiting.insert(seq);

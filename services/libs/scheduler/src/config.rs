@@ -14,6 +14,9 @@ pub struct Config {
     pub max_waiting: usize,
     /// New tokens for which admission keeps blocks, at most.
     pub reserve_cap_tokens: usize,
+    /// While one tenant has more cached blocks than this part of the pool, they give way before those of others; 100:
+    /// all are alike.
+    pub tenant_percent: u8,
     /// A sequence this old is overtaken no more, neither in admission nor in the step's token budget.
     pub age_after: Duration,
 }
@@ -24,6 +27,9 @@ pub enum ConfigError {
     /// A limit that must be at least 1 is 0.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// A part that is more than the whole.
+    #[error("tenant_percent is {0}, above 100")]
+    Percent(u8),
     /// Running decodes would not fit into a step.
     #[error("max_running is {max_running}, above max_step_tokens, which is {max_step_tokens}")]
     StepTooSmall {
@@ -48,6 +54,9 @@ impl Config {
         ];
         if let Some((name, _)) = named.into_iter().find(|&(_, value)| value == 0) {
             return Err(ConfigError::Zero(name));
+        }
+        if self.tenant_percent > 100 {
+            return Err(ConfigError::Percent(self.tenant_percent));
         }
         if self.max_running > self.max_step_tokens {
             let (max_running, max_step_tokens) = (self.max_running, self.max_step_tokens);

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use kvcache::RequestBlocks;
-use types::BlockIdx;
+use types::{BlockHash, BlockIdx};
 
+use crate::scheduler::Initial;
 use crate::sequence::Submission;
 use crate::{HoldId, Kind, LandingId, Refusal, ReservationId, Scheduler, SeqId};
 
@@ -20,6 +21,7 @@ pub(crate) struct Reservation {
 pub(crate) struct Landing {
     pub(crate) blocks: RequestBlocks,
     pub(crate) promised: u32,
+    pub(crate) hold: HoldId,
 }
 
 /// Blocks for KV that is on its way, owned by the request (the landing) and by the transfer (the hold).
@@ -31,8 +33,10 @@ pub struct Claimed {
     pub hold: HoldId,
     /// Tokens of the prompt that was reserved for.
     pub n_prompt: usize,
-    /// For the prompt, in order. They hold another sequence's rows until they are reset.
+    /// For the prompt, in order. Those after the first `n_cached` hold another sequence's rows until they are reset.
     pub blocks: Vec<BlockIdx>,
+    /// Blocks that were here already: full, shared, not to be written into.
+    pub n_cached: usize,
 }
 
 impl Scheduler {
@@ -74,18 +78,25 @@ impl Scheduler {
         }
     }
 
-    /// Allocates the prompt's blocks of a reservation; `None` if it is gone.
-    pub fn claim(&mut self, id: ReservationId) -> Option<Claimed> {
+    /// Allocates the prompt's blocks of a reservation, as far as those named `hashes` are not here; `None` if it is
+    /// gone. At least one token is left to compute.
+    pub fn claim(&mut self, id: ReservationId, hashes: &[BlockHash]) -> Option<Claimed> {
         let reservation = self.reservations.remove(&id)?;
-        let n = self.pool.blocks_for(reservation.n_prompt);
-        let blocks = self.pool.allocate(n).expect("what is promised is free");
+        let n_prompt = reservation.n_prompt;
+        let n = self.pool.blocks_for(n_prompt);
+        let n_sharable = n_prompt.saturating_sub(1) / self.pool.block_tokens();
+        let mut blocks = self.pool.share_prefix(&hashes[..hashes.len().min(n_sharable)]);
+        let n_cached = blocks.len();
+        self.pool.grow(&mut blocks, n - n_cached).expect("what is promised is available");
+        // Shared blocks that had an owner took no room: that part of the promise is given back.
         let promised = reservation.promised - n;
         self.promised -= n;
         let hold = HoldId(self.next_id());
         self.holds.insert(hold, self.pool.share(&blocks));
         let landing = LandingId(self.next_id());
-        let claimed = Claimed { landing, hold, n_prompt: reservation.n_prompt, blocks: blocks.blocks().to_vec() };
-        self.landings.insert(landing, Landing { blocks, promised });
+        let (n_cached, all) = (n_cached as usize, blocks.blocks().to_vec());
+        let claimed = Claimed { landing, hold, n_prompt, blocks: all, n_cached };
+        self.landings.insert(landing, Landing { blocks, promised, hold });
         Some(claimed)
     }
 
@@ -97,8 +108,8 @@ impl Scheduler {
         }
     }
 
-    /// Turns a landing into a sequence, of which `n_computed` rows are in the landing's blocks; 0: it is
-    /// to be computed here. `None` if the landing is gone.
+    /// Turns a landing into a sequence, of which `n_computed` rows are in the landing's blocks: all of the prompt's,
+    /// or those of its cached blocks, and the rest is computed here. `None` if the landing is gone.
     ///
     /// # Errors
     /// [`Refusal::TooLong`]; the landing is still there.
@@ -118,8 +129,8 @@ impl Scheduler {
         if let Err(refusal) = self.check_fits(submission.max_rows()) {
             return Some(Err(refusal));
         }
-        let Landing { blocks, promised } = self.landings.remove(&id)?;
+        let Landing { blocks, promised, hold } = self.landings.remove(&id)?;
         assert!(self.pool.blocks_for(n_computed) <= blocks.len(), "rows without blocks");
-        Some(Ok(self.insert(now, submission, blocks, n_computed, promised)))
+        Some(Ok(self.insert(now, submission, Initial { blocks, n_computed, promised, hold: Some(hold) })))
     }
 }

@@ -10,10 +10,12 @@
 //! - Blocks are promised at admission for the worst case, with new tokens counted up to a cap. Who
 //!   outgrows its promise takes what is free, preempting younger sequences: their blocks are freed and
 //!   their KV is computed again later, which no token shows.
+//! - Blocks that are named ([`Scheduler::name_blocks`]) are sealed when full and shared by all sequences that begin
+//!   alike; a sequence starts behind those that it finds. Sealed blocks without owner count as available.
 //!
 //! Begin at [`Scheduler`], then `plan.rs`.
 //!
-//! **Invariant** The blocks promised and not yet allocated are never more than the free ones.
+//! **Invariant** The blocks promised and not yet allocated are never more than those without an owner.
 //! **Invariant** The oldest sequence that can be computed is never preempted by another.
 
 mod admit;
@@ -21,6 +23,7 @@ mod config;
 mod id;
 mod landing;
 mod plan;
+mod prefix;
 mod scheduler;
 mod sequence;
 mod step;

@@ -29,6 +29,8 @@ pub struct Start {
     /// The transfer's ownership of its blocks, to be given back by
     /// [`Scheduler::release_hold`]; only of prefills.
     pub hold: Option<HoldId>,
+    /// Rows that are there: found, or landed.
+    pub n_computed: usize,
 }
 
 impl Scheduler {
@@ -106,11 +108,13 @@ impl Scheduler {
             return None;
         }
         let shared = sequence.kind.is_held().then(|| self.pool.share(&sequence.blocks));
+        let n_computed = sequence.n_computed;
         let hold = shared.map(|blocks| {
             let hold = HoldId(self.next_id());
             self.holds.insert(hold, blocks);
+            self.sequences.entry(seq).and_modify(|sequence| sequence.hold = Some(hold));
             hold
         });
-        Some(Start { seq, hold })
+        Some(Start { seq, hold, n_computed })
     }
 }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use kvcache::{BlockPool, PoolAccounting, TransferBlocks};
+use kvcache::{BlockPool, PoolAccounting, RequestBlocks, TransferBlocks};
 use types::BlockIdx;
 
 use crate::landing::{Landing, Reservation};
+use crate::prefix::Names;
 use crate::sequence::{Sequence, Stage};
 use crate::{Config, ConfigError, HoldId, Kind, LandingId, ReservationId, SeqId, Step, Submission, Verdict};
 
@@ -16,7 +17,7 @@ use crate::{Config, ConfigError, HoldId, Kind, LandingId, ReservationId, SeqId, 
 pub struct Scheduler {
     pub(crate) config: Config,
     pub(crate) pool: BlockPool,
-    /// Sum of all promises that are not allocated yet; at most the free blocks.
+    /// Sum of all promises that are not allocated yet; at most the blocks without an owner.
     pub(crate) promised: u32,
     pub(crate) sequences: BTreeMap<SeqId, Sequence>,
     /// Ids of sequences in [`Stage::Waiting`].
@@ -99,6 +100,16 @@ pub struct Stats {
     pub blocks: PoolAccounting,
 }
 
+/// What a sequence comes with.
+pub(crate) struct Initial {
+    pub(crate) blocks: RequestBlocks,
+    /// Rows in the blocks.
+    pub(crate) n_computed: usize,
+    pub(crate) promised: u32,
+    /// The transfer that owns the blocks too.
+    pub(crate) hold: Option<HoldId>,
+}
+
 impl Scheduler {
     /// An empty scheduler over a pool of `n_blocks` blocks of `block_tokens` tokens.
     ///
@@ -107,8 +118,8 @@ impl Scheduler {
     pub fn new(config: Config, n_blocks: u32, block_tokens: NonZeroU32) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
+            pool: BlockPool::new(n_blocks, block_tokens, config.tenant_percent),
             config,
-            pool: BlockPool::new(n_blocks, block_tokens),
             promised: 0,
             sequences: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -131,7 +142,7 @@ impl Scheduler {
             return Err(Refusal::QueueFull { n: self.waiting.len() });
         }
         let blocks = self.pool.empty();
-        Ok(self.insert(now, submission, blocks, 0, 0))
+        Ok(self.insert(now, submission, Initial { blocks, n_computed: 0, promised: 0, hold: None }))
     }
 
     /// Ends a sequence at whatever stage.
@@ -164,14 +175,17 @@ impl Scheduler {
         assert!(!step.is_empty() && step.slices.len() == verdicts.len(), "verdicts of another step");
         for (slice, verdict) in step.slices.iter().zip(verdicts) {
             let sequence = self.sequences.get_mut(&slice.seq).expect("a sequence outlives the step it is in");
-            if sequence.stage == Stage::Doomed || *verdict == Verdict::Ended {
-                self.remove(slice.seq);
-                continue;
-            }
+            let doomed = sequence.stage == Stage::Doomed;
             sequence.stage = Stage::Running;
-            if *verdict != Verdict::Undone {
-                assert_eq!(*verdict == Verdict::Sampled, slice.samples, "a token without its row");
+            if matches!(verdict, Verdict::Advanced | Verdict::Sampled | Verdict::Ended) {
                 sequence.n_computed += slice.n_tokens;
+                self.seal(slice.seq);
+            }
+            if doomed || matches!(verdict, Verdict::Ended | Verdict::Failed) {
+                self.remove(slice.seq);
+            } else if *verdict != Verdict::Undone {
+                assert_eq!(*verdict == Verdict::Sampled, slice.samples, "a token without its row");
+                let sequence = self.sequences.get_mut(&slice.seq).expect("it was not removed");
                 sequence.n_tokens += usize::from(slice.samples);
                 assert!(sequence.n_tokens <= sequence.max_rows, "a sequence longer than it was admitted for");
             }
@@ -182,7 +196,7 @@ impl Scheduler {
     pub fn abandon_step(&mut self) {
         let n = self.step.slices.len();
         if n > 0 {
-            self.complete(&vec![Verdict::Ended; n]);
+            self.complete(&vec![Verdict::Failed; n]);
         }
     }
 
@@ -246,7 +260,7 @@ impl Scheduler {
 
     /// Blocks neither owned nor promised.
     pub(crate) fn available(&self) -> u32 {
-        self.pool.n_free() - self.promised
+        self.pool.n_available() - self.promised
     }
 
     /// Blocks for which a sequence of `n_tokens` that may grow to `max_rows` rows is admitted.
@@ -264,15 +278,9 @@ impl Scheduler {
         self.n_ids
     }
 
-    /// Adds a sequence to the queue, with the blocks and the promise it comes with.
-    pub(crate) fn insert(
-        &mut self,
-        now: Duration,
-        submission: Submission,
-        blocks: kvcache::RequestBlocks,
-        n_computed: usize,
-        promised: u32,
-    ) -> SeqId {
+    /// Adds a sequence to the queue.
+    pub(crate) fn insert(&mut self, now: Duration, submission: Submission, initial: Initial) -> SeqId {
+        let Initial { blocks, n_computed, promised, hold } = initial;
         assert!(n_computed < submission.n_tokens, "a sequence with nothing to compute");
         let seq = SeqId(self.next_id());
         let sequence = Sequence {
@@ -286,6 +294,8 @@ impl Scheduler {
             blocks,
             promised,
             begun: false,
+            names: Names::default(),
+            hold,
         };
         self.sequences.insert(seq, sequence);
         self.waiting.insert(seq);

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use kvcache::RequestBlocks;
 
+use crate::HoldId;
+use crate::prefix::Names;
+
 /// What a sequence is here for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -44,7 +47,7 @@ pub(crate) struct Sequence {
     pub(crate) deadline: Duration,
     /// Tokens known.
     pub(crate) n_tokens: usize,
-    /// KV rows computed (or landed); always below `n_tokens`.
+    /// KV rows computed (or landed, or shared); always below `n_tokens`.
     pub(crate) n_computed: usize,
     /// KV rows at its end, at most.
     pub(crate) max_rows: usize,
@@ -56,6 +59,9 @@ pub(crate) struct Sequence {
     pub(crate) promised: u32,
     /// Had a slice since it was submitted.
     pub(crate) begun: bool,
+    pub(crate) names: Names,
+    /// The transfer that owns its blocks too, or did.
+    pub(crate) hold: Option<HoldId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

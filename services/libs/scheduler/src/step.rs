@@ -31,8 +31,10 @@ pub enum Verdict {
     Sampled,
     /// Nothing was computed; the sequence goes on as it was.
     Undone,
-    /// The sequence has ended, by its last token or a failure.
+    /// Its KV is there, and the sequence has ended: with its last token, or because nobody wants more.
     Ended,
+    /// The sequence has ended; what its rows hold is not known.
+    Failed,
 }
 
 impl Step {

@@ -11,13 +11,16 @@ use std::fmt::Write;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use kvcache::Tenant;
 use scheduler::{Cancelled, Config, Kind, Refusal, Scheduler, SeqId, Step, Submission, Verdict};
+use types::BlockHash;
 
 const CONFIG: Config = Config {
     max_step_tokens: 16,
     max_running: 4,
     max_waiting: 4,
     reserve_cap_tokens: 8,
+    tenant_percent: 50,
     age_after: Duration::from_millis(100),
 };
 
@@ -252,8 +255,8 @@ fn room_is_promised_then_allocated_then_a_sequences() {
     assert_eq!(n_blocks, 5, "9 + 8 rows: new tokens count up to the cap");
     assert_eq!(scheduler.reserve(20, 20, later), Err(Refusal::NoRoom { needed: 7, available: 5 }));
     assert_eq!(scheduler.stats().blocks.free, 10);
-    let claimed = scheduler.claim(id).unwrap();
-    assert_eq!((claimed.blocks.len(), scheduler.claim(id)), (3, None));
+    let claimed = scheduler.claim(id, &[]).unwrap();
+    assert_eq!((claimed.blocks.len(), scheduler.claim(id, &[])), (3, None));
     let stats = scheduler.stats();
     assert_eq!((stats.blocks.free, stats.blocks.request, stats.blocks.transfer, stats.promised_blocks), (7, 3, 3, 2));
     let submission = Submission { kind: Kind::Decode, n_tokens: 10, max_tokens: 12, deadline: later };
@@ -299,7 +302,7 @@ fn blocks_given_up_in_the_queue_go_to_who_waits_longest_in_the_same_plan() {
         |n_tokens| Submission { kind: Kind::Decode, n_tokens, max_tokens: n_tokens + 1, deadline: Duration::MAX };
     let (id, n_blocks) = scheduler.reserve(4, 4, Duration::MAX).unwrap();
     assert_eq!(n_blocks, 2);
-    let claimed = scheduler.claim(id).unwrap();
+    let claimed = scheduler.claim(id, &[]).unwrap();
     scheduler.release_hold(claimed.hold);
     let old = scheduler.submit(Duration::ZERO, submission(36)).unwrap();
     let now = Duration::from_millis(100);
@@ -309,6 +312,32 @@ fn blocks_given_up_in_the_queue_go_to_who_waits_longest_in_the_same_plan() {
     assert_eq!((plan.preempted, plan.step.slices[0].seq, plan.step.slices.len()), (vec![landed], old, 1));
 }
 
+/// Sequences that begin alike take the room of their beginning once.
+#[test]
+fn shared_blocks_take_room_once() {
+    for (named, n_running) in [(true, 3), (false, 1)] {
+        let mut scheduler = scheduler(&CONFIG, 10);
+        let hashes: Vec<BlockHash> = (0..6).map(|at| BlockHash([at; 16])).collect();
+        let submit = |scheduler: &mut Scheduler| {
+            let submission =
+                Submission { kind: Kind::Decode, n_tokens: 25, max_tokens: 29, deadline: Duration::from_secs(60) };
+            let seq = scheduler.submit(Duration::ZERO, submission).unwrap();
+            scheduler.name_blocks(seq, Tenant(0), if named { &hashes } else { &[] });
+        };
+        submit(&mut scheduler);
+        for verdict in [Verdict::Advanced, Verdict::Sampled] {
+            assert_eq!(scheduler.plan(Duration::ZERO).step.slices.len(), 1);
+            scheduler.complete(&[verdict]);
+        }
+        submit(&mut scheduler);
+        submit(&mut scheduler);
+        let plan = scheduler.plan(Duration::ZERO);
+        assert_eq!(plan.step.slices.len(), n_running, "7 blocks each, of 10");
+        let firsts: Vec<usize> = plan.step.slices.iter().map(|slice| slice.first).collect();
+        assert_eq!(firsts[1..], [24, 24][..n_running - 1], "behind what the first has computed");
+    }
+}
+
 #[test]
 fn limits_that_cannot_be_are_refused() {
     let cases = [
@@ -316,6 +345,7 @@ fn limits_that_cannot_be_are_refused() {
         (Config { max_running: 0, ..CONFIG }, "max_running must be at least 1"),
         (Config { max_waiting: 0, ..CONFIG }, "max_waiting must be at least 1"),
         (Config { reserve_cap_tokens: 0, ..CONFIG }, "reserve_cap_tokens must be at least 1"),
+        (Config { tenant_percent: 101, ..CONFIG }, "tenant_percent is 101, above 100"),
         (Config { max_running: 17, ..CONFIG }, "max_running is 17, above max_step_tokens, which is 16"),
     ];
     for (config, message) in cases {

@@ -39,6 +39,8 @@ pub(crate) fn write_ask(pull: &Pull, only: &[CellId]) -> wire::FetchRequest {
         }
         .into(),
         note: None,
+        // Bounded by the prompt.
+        n_blocks_here: pull.n_blocks_here as u32,
     }
 }
 
@@ -96,6 +98,7 @@ fn read_ask(request: wire::FetchRequest) -> Result<(Ask, Compatibility), Failure
         only,
         hashes,
         checksum,
+        n_blocks_here: request.n_blocks_here,
     };
     Ok((ask, compatibility))
 }

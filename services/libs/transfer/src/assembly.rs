@@ -19,7 +19,9 @@ pub(crate) struct Assembly<'a> {
     expected: Expected<'a>,
     arena: &'a KvArena,
     blocks: &'a [BlockIdx],
-    /// Checksum of each cell that is in the arena, in (block, layer) order.
+    /// Blocks that were here before, and are asked for by no fetch.
+    n_here: usize,
+    /// Checksum of each cell that has come into the arena, in (block, layer) order.
     cells: Vec<Option<u64>>,
 }
 
@@ -60,21 +62,23 @@ pub(crate) struct Round {
 }
 
 impl<'a> Assembly<'a> {
-    pub(crate) fn new(expected: Expected<'a>, arena: &'a KvArena, blocks: &'a [BlockIdx]) -> Self {
+    /// Of the blocks after the first `n_here`, which are fewer than all.
+    pub(crate) fn new(expected: Expected<'a>, arena: &'a KvArena, blocks: &'a [BlockIdx], n_here: usize) -> Self {
         let n_cells = expected.n_blocks() * expected.cell_bytes.len();
-        Self { expected, arena, blocks, cells: vec![None; n_cells] }
+        Self { expected, arena, blocks, n_here, cells: vec![None; n_cells] }
     }
 
-    /// A fetch of everything.
+    /// A fetch of everything that was not here before.
     pub(crate) fn whole(&self) -> Round {
-        self.round((0..self.cells.len()).map(|at| self.cell(at)).collect())
+        self.round(self.wanted().map(|at| self.cell(at)).collect())
     }
 
     /// A fetch of what is missing; if nothing is, of one cell, for the sake of the manifest.
     pub(crate) fn repair(&self) -> Round {
         let mut missing = self.missing();
         if missing.is_empty() {
-            missing.push(CellId { block: 0, layer: 0 });
+            // Fewer than all of them were here before.
+            missing.push(CellId { block: self.n_here as u32, layer: 0 });
         }
         self.round(missing)
     }
@@ -86,7 +90,7 @@ impl<'a> Assembly<'a> {
 
     /// Cells that are not here, in order.
     pub(crate) fn missing(&self) -> Vec<CellId> {
-        (0..self.cells.len()).filter(|&at| self.cells[at].is_none()).map(|at| self.cell(at)).collect()
+        self.wanted().filter(|&at| self.cells[at].is_none()).map(|at| self.cell(at)).collect()
     }
 
     /// A place for the payload that belongs to `head`, whose bytes are yet to be read. A header that is not expected
@@ -195,6 +199,10 @@ impl<'a> Assembly<'a> {
             0 => Ok(handoff),
             n => Err(format!("{n} cells are missing")),
         }
+    }
+
+    fn wanted(&self) -> std::ops::Range<usize> {
+        self.n_here * self.expected.cell_bytes.len()..self.cells.len()
     }
 
     fn round(&self, asked: Vec<CellId>) -> Round {

@@ -39,6 +39,8 @@ pub(crate) struct Ask {
     pub(crate) only: Vec<CellId>,
     pub(crate) hashes: Vec<BlockHash>,
     pub(crate) checksum: Checksum,
+    /// The reader has the first so many blocks.
+    pub(crate) n_blocks_here: u32,
 }
 
 /// How a fetch left its connection.
@@ -184,6 +186,9 @@ impl Fetch<'_> {
         if ask.only.iter().any(|cell| cell.layer as usize >= n_layers || cell.block as usize >= n_blocks) {
             return Err(Failure::invalid("only", "no such cell"));
         }
+        if ask.n_blocks_here as usize >= n_blocks {
+            return Err(Failure::invalid("n_blocks_here", "the reader has the whole prompt"));
+        }
         Ok(())
     }
 
@@ -318,7 +323,7 @@ impl<'a> Pending<'a> {
         let n_blocks = offered.hashes.len() as u32; // bounded with the prompt
         let mut lanes = vec![VecDeque::new(); arena.n_layers()];
         if ask.only.is_empty() {
-            lanes.fill((0..n_blocks).collect());
+            lanes.fill((ask.n_blocks_here..n_blocks).collect());
         }
         for cell in &ask.only {
             lanes[cell.layer as usize].push_back(cell.block);

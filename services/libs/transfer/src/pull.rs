@@ -49,6 +49,8 @@ pub struct Pull {
     pub n_tokens: usize,
     /// Hash of every block, the last partial one included.
     pub hashes: Vec<BlockHash>,
+    /// The first so many blocks are here already and full; fewer than the prompt takes.
+    pub n_blocks_here: usize,
     /// Memory of the blocks.
     pub arena: Arc<KvArena>,
     /// The pull fails afterwards.
@@ -202,12 +204,13 @@ impl Puller {
             checksum: pull.checksum,
         };
         let n_blocks = expected.n_blocks();
-        if n_blocks == 0 || pull.hashes.len() != n_blocks || pull.blocks.len() < n_blocks {
+        let n_here = pull.n_blocks_here;
+        if n_blocks <= n_here || pull.hashes.len() != n_blocks || pull.blocks.len() < n_blocks {
             let (blocks, hashes) = (pull.blocks.len(), pull.hashes.len());
-            let message = format!("{n_blocks} blocks to pull into {blocks}, with {hashes} hashes");
+            let message = format!("{n_blocks} blocks, {n_here} here, to pull into {blocks}, with {hashes} hashes");
             return Err(PullError::Refused(Failure::internal(message)));
         }
-        let mut assembly = Assembly::new(expected, &pull.arena, &pull.blocks);
+        let mut assembly = Assembly::new(expected, &pull.arena, &pull.blocks, n_here);
         let (kind, mut inlet) = self.open(pull).await?;
         let result = self.fill(pull, kind, &mut *inlet, &mut assembly).await;
         // The connection stayed open until now: the source keeps the blocks until it has the last word.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use types::{Accounting, Failure, RequestId};
+use types::{Accounting, BlockHash, Failure, KvEvent, RequestId};
 
 use crate::{DecodeJob, DecodeRun, Landing, PrefillJob, PrefillRun, Reserved, SeqKey};
 
@@ -18,6 +18,8 @@ pub(crate) enum Command {
     Claim {
         id: [u8; 16],
         key: SeqKey,
+        /// Names of the prompt's full blocks.
+        hashes: Vec<BlockHash>,
         reply: Reply<Landing>,
     },
     Prefill {
@@ -35,6 +37,10 @@ pub(crate) enum Command {
     },
     Accounting {
         reply: oneshot::Sender<Accounting>,
+    },
+    /// The prefix cache as it is now, and the id of the batch of events that led there.
+    Snapshot {
+        reply: oneshot::Sender<(u64, Vec<KvEvent>)>,
     },
     /// Answered when the worker is empty.
     Drain {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kvcache::hash::Secret;
+
 /// Limits of one worker. Blocks and context come from the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WorkerConfig {
@@ -14,6 +16,12 @@ pub struct WorkerConfig {
     /// New tokens for which admission keeps blocks, at most. A sequence that goes on for longer takes
     /// blocks as they are free, and may be preempted.
     pub reserve_cap_tokens: usize,
+    /// Whether full blocks are kept for sequences that begin alike.
+    pub prefix_cache: bool,
+    /// Goes into the names of blocks: the same on all workers of a cluster.
+    pub prefix_secret: Secret,
+    /// While one tenant has more cached blocks than this part of the pool, they give way before those of others.
+    pub tenant_percent: u8,
     /// A sequence that waited this long is overtaken no more.
     pub age_after: Duration,
     /// A step that takes longer makes the worker not ready.
@@ -43,6 +51,9 @@ impl Default for WorkerConfig {
             max_running: 64,
             max_waiting: 256,
             reserve_cap_tokens: 1024,
+            prefix_cache: true,
+            prefix_secret: Secret::default(),
+            tenant_percent: 50,
             age_after: Duration::from_secs(2),
             stall_after: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(5),
@@ -57,6 +68,7 @@ impl WorkerConfig {
             max_running: self.max_running,
             max_waiting: self.max_waiting,
             reserve_cap_tokens: self.reserve_cap_tokens,
+            tenant_percent: self.tenant_percent,
             age_after: self.age_after,
         }
     }

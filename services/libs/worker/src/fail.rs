@@ -40,6 +40,14 @@ pub(crate) fn handoff(message: impl Into<String>) -> Failure {
     Failure::new(Code::DataLoss, "HANDOFF_MISMATCH", message).with_fault(Fault::Peer)
 }
 
+pub(crate) fn events_lost(lost: kvcache::Lost) -> Failure {
+    Failure::new(Code::Aborted, "KV_EVENTS_LOST", lost.to_string()).with_retry(Retry::Safe(None))
+}
+
+pub(crate) fn too_many_followers() -> Failure {
+    Failure::new(Code::ResourceExhausted, "TOO_MANY_FOLLOWERS", "enough others follow the prefix cache")
+}
+
 pub(crate) fn invalid(error: InvalidParam) -> Failure {
     Failure::invalid(error.param, error.message)
 }

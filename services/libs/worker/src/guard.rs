@@ -70,7 +70,8 @@ impl Hold {
     }
 }
 
-/// Blocks for a prompt's KV that is on its way here: empty, owned by the request and by the transfer.
+/// Blocks for a prompt's KV that is on its way here, owned by the request and by the transfer: those at the
+/// beginning that were here already, which are shared, and empty ones.
 /// Dropping it gives both up: only when nobody writes into them any more.
 #[derive(Debug)]
 pub struct Landing {
@@ -78,6 +79,7 @@ pub struct Landing {
     pub(crate) key: SeqKey,
     pub(crate) n_prompt: usize,
     pub(crate) blocks: Vec<BlockIdx>,
+    pub(crate) n_cached: usize,
     pub(crate) cancelled: CancellationToken,
     pub(crate) request: Guard,
     pub(crate) _transfer: Guard,
@@ -87,6 +89,11 @@ impl Landing {
     /// Blocks for the prompt, in order.
     pub fn blocks(&self) -> &[BlockIdx] {
         &self.blocks
+    }
+
+    /// How many of the first blocks are here already: full, under their names, not to be written into. Never all.
+    pub fn n_cached(&self) -> usize {
+        self.n_cached
     }
 
     /// Tokens of the prompt that was reserved for.

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use engine::{Engine, ModelInfo};
 use kernels::kv::KvArena;
+use kvcache::hash::{Chain, PrefixKey, PrefixScope, Secret};
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use types::{Accounting, Failure, Load, RequestId};
+use types::{Accounting, Failure, KvEvent, Load, RequestId, TokenId};
 
 use crate::command::{Command, Reply, ReserveAsk};
 use crate::driver::Driver;
+use crate::events::{Feed, KvFollower};
 use crate::metrics::Metrics;
 use crate::{ConfigError, DecodeJob, DecodeRun, Landing, PrefillJob, PrefillRun, Reserved, SeqKey, WorkerConfig, fail};
 
@@ -33,6 +35,9 @@ pub(crate) struct Shared {
     pub(crate) load: watch::Receiver<Load>,
     pub(crate) health: watch::Receiver<Health>,
     pub(crate) metrics: Metrics,
+    /// Goes into the names of blocks.
+    pub(crate) secret: Secret,
+    pub(crate) events: Feed,
     /// Set when the driver ends.
     pub(crate) last: Arc<OnceLock<Accounting>>,
 }
@@ -104,12 +109,22 @@ impl WorkerHandle {
         self.call(|reply| Command::Reserve { ask, reply }).await
     }
 
-    /// Turns a reservation into blocks for the prompt.
+    /// Names of the full blocks of a tenant's prompt that may get `max_new` tokens: equal names are equal KV that the
+    /// tenant may see. All workers of a cluster that serve the same model give the same.
+    pub fn names(&self, tenant: &str, prompt: &[TokenId], max_new: u32) -> Chain {
+        let Shared { model, arena, secret, .. } = &*self.shared;
+        let rope_state = model.rope_state(model.max_tokens(prompt.len(), max_new));
+        let scope = PrefixScope { secret: &secret.0, tenant, adapter: "", model: &model.compatibility };
+        Chain::new(PrefixKey::derive(&scope).of_rope_state(rope_state), prompt, arena.block_tokens())
+    }
+
+    /// Turns a reservation into blocks for the prompt; those that are here under one of `names` are shared.
     ///
     /// # Errors
     /// `NotFound` if it expired, was claimed before, or is another sequence's.
-    pub async fn claim(&self, id: [u8; 16], key: SeqKey) -> Result<Landing, Failure> {
-        self.call(|reply| Command::Claim { id, key, reply }).await
+    pub async fn claim(&self, id: [u8; 16], key: SeqKey, names: Option<&Chain>) -> Result<Landing, Failure> {
+        let hashes = names.map_or_else(Vec::new, |names| names.hashes().to_vec());
+        self.call(|reply| Command::Claim { id, key, hashes, reply }).await
     }
 
     /// Queues a prompt.
@@ -141,6 +156,20 @@ impl WorkerHandle {
     /// The load, whenever it changed.
     pub fn load(&self) -> watch::Receiver<Load> {
         self.shared.load.clone()
+    }
+
+    /// Follows the prefix cache: from the batch after the one with id `after`, if it is still kept; else, and from 0,
+    /// all that is cached comes first (the first batch clears, and only the last of them has an id).
+    ///
+    /// # Errors
+    /// `ResourceExhausted` if too many follow.
+    pub fn kv_events(&self, after: u64) -> Result<KvFollower, Failure> {
+        KvFollower::new(self.clone(), self.shared.events.clone(), after)
+    }
+
+    /// The prefix cache now, and the id of the batch of events that led there.
+    pub(crate) async fn snapshot(&self) -> Result<(u64, Vec<KvEvent>), Failure> {
+        self.ask(|reply| Command::Snapshot { reply }).await.ok_or_else(fail::stopped)
     }
 
     /// The health, whenever it changed.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use engine::ModelInfo;
 use kernels::kv::KvArena;
+use kvcache::hash::Chain;
 use tokio::time::Instant;
 use types::{Failure, Handoff, RequestId, SamplingParams, StopParams, TokenId};
 
@@ -30,6 +31,9 @@ pub struct PrefillJob {
     pub sampling: SamplingParams,
     /// When the choice ends.
     pub stop: StopParams,
+    /// Names of the prompt's full blocks, from [`WorkerHandle::names`](crate::WorkerHandle::names); `None`: its KV is
+    /// neither taken from others nor left to them.
+    pub names: Option<Chain>,
     /// Fails afterwards.
     pub deadline: Instant,
 }
@@ -45,6 +49,9 @@ pub struct DecodeJob {
     pub sampling: SamplingParams,
     /// When the choice ends.
     pub stop: StopParams,
+    /// Names of the prompt's full blocks, from [`WorkerHandle::names`](crate::WorkerHandle::names); `None`: its KV is
+    /// neither taken from others nor left to them.
+    pub names: Option<Chain>,
     /// Fails afterwards.
     pub deadline: Instant,
     /// What is here already.
@@ -62,9 +69,9 @@ pub enum DecodeStart {
         /// Prefill's record.
         handoff: Handoff,
     },
-    /// Nothing is here: compute the prompt (and what was generated before, which is not given out
-    /// again), then go on. Whatever was written into the landing's blocks is thrown away; nobody may
-    /// be writing into them any more.
+    /// Nothing is here but the landing's cached blocks: compute the rest of the prompt (and what was generated
+    /// before, which is not given out again), then go on. Whatever was written into the landing's other blocks is
+    /// thrown away; nobody may be writing into them any more.
     Recompute {
         /// Blocks of the prompt.
         landing: Landing,
@@ -89,6 +96,8 @@ pub struct Started {
     pub hold: Hold,
     /// Time spent waiting for the first step.
     pub queue_time: Duration,
+    /// Tokens of the prompt whose KV was here.
+    pub n_cached: u32,
 }
 
 impl PrefillJob {

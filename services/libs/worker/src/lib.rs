@@ -9,6 +9,7 @@
 //! It is not the service: it knows no network, no router and no peer. Blocks cross between workers by
 //! `transfer`, which reads and writes the arena under the ownership that [`Hold`] and [`Landing`] stand for.
 //!
+//! - Blocks are shared by name: [`WorkerHandle::names`] gives a prompt's, jobs carry them, [`KvFollower`] tells what is kept.
 //! - Policy (who runs, who waits, who is preempted) is all in `scheduler`.
 //! - Begin reading at [`WorkerHandle`], then `driver`: commands in `driver/commands.rs`, steps in
 //!   `driver/step.rs`.
@@ -17,6 +18,7 @@ mod command;
 mod config;
 mod driver;
 mod engine_thread;
+mod events;
 mod fail;
 mod guard;
 mod handle;
@@ -26,6 +28,7 @@ mod run;
 mod sequence;
 
 pub use config::{ConfigError, WorkerConfig};
+pub use events::KvFollower;
 pub use guard::{Hold, Landing};
 pub use handle::{Health, WorkerHandle, spawn};
 pub use job::{DecodeJob, DecodeStart, PrefillJob, Reserved, SeqKey, Started};

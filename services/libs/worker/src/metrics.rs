@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use scheduler::Stats;
-use types::{Failure, Phase};
+use types::{Failure, KvEvent, Phase};
 
 type Label = [(&'static str, &'static str); 1];
 type Info = [(&'static str, String); 2];
@@ -32,6 +32,10 @@ pub(crate) struct Metrics {
     preemptions: Counter,
     refusals: Family<Label, Counter>,
     blocks: Family<Label, Gauge>,
+    cached_tokens: Counter,
+    shared_blocks: Counter,
+    stored_blocks: Counter,
+    evicted_blocks: Counter,
 }
 
 impl Default for Metrics {
@@ -52,6 +56,10 @@ impl Default for Metrics {
             preemptions: Counter::default(),
             refusals: Family::default(),
             blocks: Family::default(),
+            cached_tokens: Counter::default(),
+            shared_blocks: Counter::default(),
+            stored_blocks: Counter::default(),
+            evicted_blocks: Counter::default(),
         }
     }
 }
@@ -74,6 +82,10 @@ impl Metrics {
         r.register("scheduler_preemptions", "Sequences that lost their blocks", self.preemptions.clone());
         r.register("scheduler_refusals", "Work refused, by reason", self.refusals.clone());
         r.register("kvcache_blocks", "KV blocks by owner, which may be of two kinds", self.blocks.clone());
+        r.register("worker_cached_tokens", "Prompt tokens not computed: their KV was here", self.cached_tokens.clone());
+        r.register("kvcache_landed_blocks", "Blocks not transferred: they were here", self.shared_blocks.clone());
+        r.register("kvcache_stored_blocks", "Blocks sealed for others to share", self.stored_blocks.clone());
+        r.register("kvcache_evicted_blocks", "Cached blocks that gave way", self.evicted_blocks.clone());
     }
 
     pub(crate) fn info(&self, model: &ModelInfo) {
@@ -104,6 +116,26 @@ impl Metrics {
         self.preemptions.inc_by(n as u64);
     }
 
+    /// Tokens of a prompt that need not be computed.
+    pub(crate) fn cached(&self, n_tokens: u32) {
+        self.cached_tokens.inc_by(n_tokens.into());
+    }
+
+    /// Blocks of a landing that need not be transferred.
+    pub(crate) fn shared(&self, n_blocks: usize) {
+        self.shared_blocks.inc_by(n_blocks as u64);
+    }
+
+    pub(crate) fn kv_events(&self, events: &[KvEvent]) {
+        for event in events {
+            match event {
+                KvEvent::Stored { hashes, .. } => self.stored_blocks.inc_by(hashes.len() as u64),
+                KvEvent::Removed { hashes } => self.evicted_blocks.inc_by(hashes.len() as u64),
+                KvEvent::Cleared => 0,
+            };
+        }
+    }
+
     pub(crate) fn phase(&self, phase: Phase, time: Duration) {
         self.phase_seconds.get_or_create(&[("phase", phase.as_str())]).observe(time.as_secs_f64());
     }
@@ -125,7 +157,7 @@ impl Metrics {
         set(&self.blocks, "free", stats.blocks.free as usize);
         set(&self.blocks, "request", stats.blocks.request as usize);
         set(&self.blocks, "transfer", stats.blocks.transfer as usize);
-        set(&self.blocks, "cached", 0);
+        set(&self.blocks, "cached", stats.blocks.cached as usize);
         self.waiting_tokens.set(i64::try_from(stats.n_waiting_tokens).unwrap_or(i64::MAX));
         self.promised_blocks.set(i64::from(stats.promised_blocks));
     }

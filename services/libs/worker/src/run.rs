@@ -39,6 +39,7 @@ pub struct DecodeRun {
     /// Capacity for every token the sequence may have and a failure, so sending never waits.
     pub(crate) items: mpsc::Receiver<DecodeItem>,
     pub(crate) phases: PhaseTimes,
+    pub(crate) n_cached: u32,
     pub(crate) ended: bool,
     pub(crate) _guard: Guard,
 }
@@ -48,6 +49,7 @@ pub struct DecodeRun {
 pub(crate) struct DecodeItem {
     pub(crate) token: Result<Token, Failure>,
     pub(crate) phases: PhaseTimes,
+    pub(crate) n_cached: u32,
 }
 
 impl DecodeRun {
@@ -59,11 +61,17 @@ impl DecodeRun {
         }
         let item = match self.items.recv().await {
             Some(item) => item,
-            None => DecodeItem { token: Err(fail::stopped()), phases: self.phases },
+            None => DecodeItem { token: Err(fail::stopped()), phases: self.phases, n_cached: self.n_cached },
         };
-        self.phases = item.phases;
+        (self.phases, self.n_cached) = (item.phases, item.n_cached);
         self.ended = item.token.as_ref().map_or(true, |token| token.finish.is_some());
         Some(item.token)
+    }
+
+    /// Tokens of the prompt that were not computed because their KV was here; 0 after a handoff. Known with the first
+    /// token.
+    pub fn n_cached(&self) -> u32 {
+        self.n_cached
     }
 
     /// Times known so far: `decode_queue` and `first_step` after a handoff, `prefill_queue` and

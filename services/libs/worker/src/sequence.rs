@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use engine::sampling::{Draw, History, Sampled};
+use kvcache::Tenant;
+use kvcache::hash::Chain;
 use tokio::sync::watch;
-use types::{FinishReason, SamplingParams, StopParams, Token, TokenId};
+use types::{BlockHash, FinishReason, SamplingParams, StopParams, Token, TokenId};
 
 /// Goes to the engine's thread with each step and comes back with its outcome.
 #[derive(Debug)]
@@ -17,6 +19,9 @@ pub(crate) struct Sequence {
     choice: u32,
     pub(crate) sampling: SamplingParams,
     pub(crate) stop: StopParams,
+    /// Names of its full blocks, if they are shared.
+    names: Option<Chain>,
+    n_named: usize,
     /// Ticks when KV is published; only where somebody reads it.
     pub(crate) progress: Option<watch::Sender<u64>>,
 }
@@ -29,6 +34,7 @@ pub(crate) struct Parts {
     pub(crate) sampling: SamplingParams,
     pub(crate) stop: StopParams,
     pub(crate) max_tokens: usize,
+    pub(crate) names: Option<Chain>,
 }
 
 impl Sequence {
@@ -43,8 +49,22 @@ impl Sequence {
             choice: parts.choice,
             sampling: parts.sampling,
             stop: parts.stop,
+            names: parts.names,
+            n_named: 0,
             progress: None,
         }
+    }
+
+    pub(crate) fn n_prompt(&self) -> usize {
+        self.n_prompt
+    }
+
+    /// Names of the full blocks that it has now and had not when this was asked last; and whose they are.
+    pub(crate) fn new_names(&mut self) -> Option<(Tenant, &[BlockHash])> {
+        let names = self.names.as_mut()?;
+        names.extend(&self.tokens);
+        let n_before = std::mem::replace(&mut self.n_named, names.hashes().len());
+        Some((names.tenant(), &names.hashes()[n_before..]))
     }
 
     pub(crate) fn tokens(&self) -> &[TokenId] {
@@ -93,7 +113,8 @@ mod tests {
         let prompt = Arc::from([5, 6, 7]);
         let sampling = SamplingParams::default();
         let max_tokens = (3 + stop.max_tokens as usize).min(max_context);
-        let mut sequence = Sequence::new(Parts { prompt, generated: vec![], choice: 0, sampling, stop, max_tokens });
+        let mut sequence =
+            Sequence::new(Parts { prompt, generated: vec![], choice: 0, sampling, stop, max_tokens, names: None });
         for &token in feed {
             let token = sequence.accept(Sampled { token, logprob: None, top: vec![] }, &[1, 2]);
             if let Some(finish) = token.finish {

@@ -95,8 +95,8 @@ fn long_steps(seen: Arc<AtomicUsize>) -> support::Hook {
 async fn a_step_that_nobody_wants_is_aborted_and_commands_do_not_wait_for_steps() {
     let layers = Arc::new(AtomicUsize::new(0));
     let worker = Worker::with(hooked(sim(), long_steps(layers.clone())), WorkerConfig::default());
-    let mut one = worker.handle.prefill(plain(1, 40, 4).prefill_job()).await.unwrap();
-    let two = worker.handle.prefill(plain(2, 40, 4).prefill_job()).await.unwrap();
+    let mut one = worker.handle.prefill(plain(1, 40, 4).prefill_job(&worker.handle)).await.unwrap();
+    let two = worker.handle.prefill(plain(2, 40, 4).prefill_job(&worker.handle)).await.unwrap();
     let started = one.started().await.unwrap();
     sleep(Duration::from_millis(30)).await;
     let asked = Instant::now();
@@ -116,7 +116,7 @@ async fn a_step_that_nobody_wants_is_aborted_and_commands_do_not_wait_for_steps(
 async fn a_hold_outlives_its_run_and_its_request() {
     let worker = Worker::new(slow(Duration::from_millis(2)), config());
     let request = plain(1, 500, 4);
-    let mut run = worker.handle.prefill(request.prefill_job()).await.unwrap();
+    let mut run = worker.handle.prefill(request.prefill_job(&worker.handle)).await.unwrap();
     let Started { hold, .. } = run.started().await.unwrap();
     let mut progress = hold.progress();
     drop(run);
@@ -138,7 +138,10 @@ async fn cancelling_tells_a_landing_and_keeps_its_blocks_until_it_is_dropped() {
     let found = worker.handle.accounting().await;
     assert_eq!((found.request, found.transfer), (0, 3));
     let start = worker::DecodeStart::Recompute { landing, generated: vec![] };
-    assert_eq!(worker.handle.decode(request.decode_job(start)).await.unwrap_err().code, Code::Cancelled);
+    assert_eq!(
+        worker.handle.decode(request.decode_job(&worker.handle, start)).await.unwrap_err().code,
+        Code::Cancelled
+    );
     worker.stop().await;
 }
 
@@ -171,9 +174,9 @@ async fn callers_that_go_before_their_answer_leave_nothing() {
         // Polled once: the command is sent, the answer is never seen.
         let reserve = worker.handle.reserve(request.key, 40, 30, Duration::from_secs(60));
         assert!(reserve.now_or_never().is_none());
-        assert!(worker.handle.prefill(request.prefill_job()).now_or_never().is_none());
+        assert!(worker.handle.prefill(request.prefill_job(&worker.handle)).now_or_never().is_none());
         let reserved = worker.handle.reserve(request.key, 40, 30, Duration::from_secs(60)).await.unwrap();
-        assert!(worker.handle.claim(reserved.id, request.key).now_or_never().is_none());
+        assert!(worker.handle.claim(reserved.id, request.key, None).now_or_never().is_none());
         worker.at_rest().await;
     }
     worker.stop().await;

@@ -86,7 +86,7 @@ async fn a_changed_cell_changes_the_tokens() {
     let prefill = Worker::new(sim(), WorkerConfig::default());
     let decode = Worker::new(sim(), WorkerConfig::default());
     for id in 0..40 {
-        let request = plain(id, 100, 12);
+        let request = Request { tenant: None, ..plain(id, 100, 12) };
         let expected = request.whole(&decode.handle).await.unwrap();
         let changed = move |block: usize, cell: &mut [u8]| {
             if block == id as usize % 6 {
@@ -123,7 +123,7 @@ async fn taken_over_in_the_middle_goes_on_the_same() {
 async fn a_pull_that_failed_half_way_is_computed_here_instead() {
     let prefill = Worker::new(sim(), WorkerConfig::default());
     let decode = Worker::new(sim(), WorkerConfig::default());
-    let request = plain(5, 70, 20);
+    let request = Request { tenant: None, ..plain(5, 70, 20) };
     let expected = request.whole(&decode.handle).await.unwrap();
     let landing = request.land(&decode.handle).await.unwrap();
     // Foreign rows in two of the five blocks.
@@ -132,7 +132,7 @@ async fn a_pull_that_failed_half_way_is_computed_here_instead() {
         decode.handle.arena().import(0, block.0, 16, &junk).unwrap();
     }
     let start = DecodeStart::Recompute { landing, generated: vec![] };
-    let run = decode.handle.decode(request.decode_job(start)).await.unwrap();
+    let run = decode.handle.decode(request.decode_job(&decode.handle, start)).await.unwrap();
     assert_eq!(collect(run).await.unwrap(), expected);
     prefill.stop().await;
     decode.stop().await;
@@ -155,7 +155,7 @@ async fn an_incomplete_or_foreign_handoff_is_refused() {
     ];
     for (name, n_copied, change) in cases {
         let request = plain(5, 70, 20);
-        let mut run = prefill.handle.prefill(request.prefill_job()).await.unwrap();
+        let mut run = prefill.handle.prefill(request.prefill_job(&prefill.handle)).await.unwrap();
         let Started { hold, .. } = run.started().await.unwrap();
         let (first, _) = run.first_token().await.unwrap();
         let landing = request.land(&decode.handle).await.unwrap();
@@ -170,7 +170,7 @@ async fn an_incomplete_or_foreign_handoff_is_refused() {
         }
         let mut handoff = request.handoff(&first);
         change(&mut handoff);
-        let job = request.decode_job(DecodeStart::Handoff { landing, handoff });
+        let job = request.decode_job(&decode.handle, DecodeStart::Handoff { landing, handoff });
         let failure = decode.handle.decode(job).await.expect_err(name);
         assert_eq!((failure.code, failure.reason), (Code::DataLoss, "HANDOFF_MISMATCH"), "{name}");
     }
@@ -182,7 +182,7 @@ async fn an_incomplete_or_foreign_handoff_is_refused() {
 async fn progress_tells_of_each_chunk_and_closes_with_the_last() {
     let worker = Worker::new(support::slow(std::time::Duration::from_millis(3)), small_steps(16));
     let request = plain(1, 100, 5);
-    let mut run = worker.handle.prefill(request.prefill_job()).await.unwrap();
+    let mut run = worker.handle.prefill(request.prefill_job(&worker.handle)).await.unwrap();
     let Started { hold, .. } = run.started().await.unwrap();
     let mut progress = hold.progress();
     let arena: Arc<_> = worker.handle.arena().clone();

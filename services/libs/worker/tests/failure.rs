@@ -41,7 +41,7 @@ async fn bad_input_is_refused_and_the_field_named() {
     for (param, change) in cases {
         let mut request = plain(1, 20, 10);
         change(&mut request);
-        let failure = prefill(&worker, request.prefill_job()).await;
+        let failure = prefill(&worker, request.prefill_job(&worker.handle)).await;
         assert_eq!((failure.code, failure.param.as_deref()), (Code::InvalidArgument, Some(param)), "{failure}");
     }
     let reserve = |n_prompt, max_new| worker.handle.reserve(plain(1, 1, 1).key, n_prompt, max_new, Duration::ZERO);
@@ -59,7 +59,7 @@ async fn a_full_queue_refuses_at_once_and_safely() {
     let mut runs = vec![];
     let refused = loop {
         assert!(runs.len() < 5);
-        match worker.handle.prefill(plain(1, 40, 4).prefill_job()).await {
+        match worker.handle.prefill(plain(1, 40, 4).prefill_job(&worker.handle)).await {
             Ok(run) => runs.push(run),
             Err(failure) => break failure,
         }
@@ -83,13 +83,13 @@ async fn reservations_are_refused_without_room_and_expire() {
     assert_eq!((refused.code, refused.reason), (Code::ResourceExhausted, "NO_KV_BLOCKS"));
     assert!(matches!(refused.retry, Retry::Safe(_)));
     sleep(Duration::from_millis(400)).await;
-    let late = worker.handle.claim(short.id, key).await.unwrap_err();
+    let late = worker.handle.claim(short.id, key, None).await.unwrap_err();
     assert_eq!((late.code, late.reason), (Code::NotFound, "RESERVATION_NOT_FOUND"));
     let again = reserve(80, 60_000).await.unwrap();
     let other = worker::SeqKey { choice: 1, ..key };
-    assert_eq!(worker.handle.claim(again.id, other).await.unwrap_err().code, Code::NotFound);
-    let landing = worker.handle.claim(again.id, key).await.unwrap();
-    assert_eq!(worker.handle.claim(again.id, key).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(worker.handle.claim(again.id, other, None).await.unwrap_err().code, Code::NotFound);
+    let landing = worker.handle.claim(again.id, key, None).await.unwrap();
+    assert_eq!(worker.handle.claim(again.id, key, None).await.unwrap_err().code, Code::NotFound);
     assert_eq!((landing.blocks().len(), landing.n_prompt()), (5, 80));
     drop(landing);
     worker.stop().await;
@@ -106,7 +106,7 @@ async fn deadlines_end_what_waits_and_what_runs() {
     (running.deadline, waiting.deadline) = (Duration::from_millis(100), Duration::from_millis(50));
     let begun = Instant::now();
     let jobs = [running, waiting];
-    let failures = join_all(jobs.iter().map(|request| prefill(&worker, request.prefill_job()))).await;
+    let failures = join_all(jobs.iter().map(|request| prefill(&worker, request.prefill_job(&worker.handle)))).await;
     assert!(failures.iter().all(|failure| failure.code == Code::DeadlineExceeded), "{failures:?}");
     assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
     let mut decoding = plain(3, 10, 500);
@@ -192,10 +192,10 @@ async fn a_panic_poisons_the_worker_and_nothing_hangs() {
     timeout(Duration::from_secs(1), health.wait_for(|health| *health == Health::Poisoned)).await.unwrap().unwrap();
     assert!(!worker.handle.ready());
     let request = plain(4, 30, 5);
-    assert_eq!(worker.handle.prefill(request.prefill_job()).await.unwrap_err().reason, "WORKER_POISONED");
-    assert_eq!(worker.handle.claim(reserved.id, crash.key).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(worker.handle.prefill(request.prefill_job(&worker.handle)).await.unwrap_err().reason, "WORKER_POISONED");
+    assert_eq!(worker.handle.claim(reserved.id, crash.key, None).await.unwrap_err().code, Code::NotFound);
     let start = DecodeStart::Recompute { landing, generated: vec![] };
-    let failure = worker.handle.decode(plain(3, 40, 5).decode_job(start)).await.unwrap_err();
+    let failure = worker.handle.decode(plain(3, 40, 5).decode_job(&worker.handle, start)).await.unwrap_err();
     assert_eq!(failure.reason, "WORKER_POISONED");
     worker.stop().await;
 }
@@ -217,10 +217,10 @@ async fn shutdown_fails_what_is_left_and_ends() {
     timeout(Duration::from_secs(5), worker.task).await.unwrap().unwrap();
     let handle = worker.handle;
     assert_eq!(*handle.health().borrow(), Health::Stopped);
-    let failure = handle.prefill(requests[0].prefill_job()).await.unwrap_err();
+    let failure = handle.prefill(requests[0].prefill_job(&handle)).await.unwrap_err();
     assert_eq!((failure.code, failure.reason), (Code::Unavailable, "WORKER_STOPPED"));
     let last = handle.accounting().await;
-    assert_eq!((last.free, last.request, last.transfer), (last.total, 0, 0));
+    assert_eq!((last.free + last.cached, last.request, last.transfer), (last.total, 0, 0));
     assert!(!handle.cancel(requests[0].key.request, None).await);
     handle.drain().await;
 }
@@ -240,14 +240,14 @@ async fn draining_refuses_the_new_and_waits_for_the_old() {
         let mut health = worker.handle.health();
         health.wait_for(|health| *health == Health::Draining).await.unwrap();
         assert!(worker.handle.load().borrow().draining);
-        let refused = worker.handle.prefill(plain(3, 30, 5).prefill_job()).await.unwrap_err();
+        let refused = worker.handle.prefill(plain(3, 30, 5).prefill_job(&worker.handle)).await.unwrap_err();
         assert_eq!((refused.code, refused.reason), (Code::Unavailable, "WORKER_DRAINING"));
         let refused = worker.handle.reserve(reserved.key, 30, 20, Duration::ZERO).await.unwrap_err();
         assert_eq!(refused.reason, "WORKER_DRAINING");
         assert_eq!(collect(run).await.unwrap().len(), 60);
-        let landing = worker.handle.claim(room.id, reserved.key).await.expect("promised before");
+        let landing = worker.handle.claim(room.id, reserved.key, None).await.expect("promised before");
         let start = DecodeStart::Recompute { landing, generated: vec![] };
-        let run = worker.handle.decode(reserved.decode_job(start)).await.unwrap();
+        let run = worker.handle.decode(reserved.decode_job(&worker.handle, start)).await.unwrap();
         done.store(true, Ordering::Relaxed);
         assert_eq!(collect(run).await.unwrap().len(), 20);
     };
@@ -260,7 +260,7 @@ async fn a_step_that_does_not_end_shows_in_the_health() {
     let config = WorkerConfig { stall_after: Duration::from_millis(60), ..WorkerConfig::default() };
     let worker = Worker::new(slow(Duration::from_millis(800)), config);
     let mut health = worker.handle.health();
-    let run = worker.handle.prefill(plain(1, 30, 5).prefill_job()).await.unwrap();
+    let run = worker.handle.prefill(plain(1, 30, 5).prefill_job(&worker.handle)).await.unwrap();
     timeout(Duration::from_millis(700), health.wait_for(|h| *h == Health::Stalled)).await.unwrap().unwrap();
     timeout(Duration::from_secs(5), health.wait_for(|h| *h == Health::Ready)).await.unwrap().unwrap();
     drop(run);
@@ -305,8 +305,8 @@ async fn phases_are_timed() {
     let phases = run.phases();
     assert!(phases.get(Prefill) >= 2 * step && phases.get(FirstStep) >= step, "{phases:?}");
     assert_eq!(phases.get(DecodeQueue), Duration::ZERO);
-    let mut first = worker.handle.prefill(plain(2, 64, 3).prefill_job()).await.unwrap();
-    let mut second = worker.handle.prefill(plain(3, 64, 3).prefill_job()).await.unwrap();
+    let mut first = worker.handle.prefill(plain(2, 64, 3).prefill_job(&worker.handle)).await.unwrap();
+    let mut second = worker.handle.prefill(plain(3, 64, 3).prefill_job(&worker.handle)).await.unwrap();
     let (_, _) = (first.started().await.unwrap(), second.started().await.unwrap());
     let (_, phases) = second.first_token().await.unwrap();
     assert!(phases.get(PrefillQueue) > Duration::ZERO && phases.get(Prefill) >= step, "{phases:?}");

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use futures::stream::SelectAll;
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use rpc::TraceContext;
-use rpc::inference::InferenceEvent;
+use rpc::inference::{InferenceEvent, TENANT_HEADER, read_tenant};
 use tokio::time::Instant;
 use types::Failure;
 
@@ -66,12 +66,13 @@ async fn answer(api: Arc<Api>, label: Label, headers: HeaderMap, body: Body, kin
         Kind::Chat => (parsed.chat(limits)?, Endpoint::Chat),
         Kind::Text => (parsed.completions(limits)?, Endpoint::Completions),
     };
-    let origin = Origin { request: label.request, endpoint, born, deadline, trace: trace(&headers) };
+    let tenant = read_tenant(headers.get(TENANT_HEADER).map(HeaderValue::as_bytes))?;
+    let origin = Origin { request: label.request, endpoint, born, deadline, trace: trace(&headers), tenant };
     let ticket = match headers.get(IDEMPOTENCY_HEADER) {
         None => None,
         Some(key) => {
             let body = [&[u8::from(kind == Kind::Chat)], &*body].concat();
-            match api.idempotency.claim(key.as_bytes(), &body, asked.style.stream).await? {
+            match api.idempotency.claim(&origin.tenant, key.as_bytes(), &body, asked.style.stream).await? {
                 Claim::Answered(response) => return Ok(response),
                 Claim::Yours(ticket) => Some(ticket),
             }

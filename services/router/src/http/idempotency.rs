@@ -73,11 +73,11 @@ pub(super) struct Ticket {
 }
 
 impl Idempotency {
-    /// Claims `key` for a request whose endpoint and body are `said`; waits while an equal one is being answered.
+    /// Claims a tenant's `key` for a request whose endpoint and body are `said`; waits while an equal one is being answered.
     ///
     /// # Errors
     /// 422 if the key stands for another body, 409 while an equal request is streamed.
-    pub(super) async fn claim(&self, key: &[u8], said: &[u8], stream: bool) -> Result<Claim, ApiError> {
+    pub(super) async fn claim(&self, tenant: &str, key: &[u8], said: &[u8], stream: bool) -> Result<Claim, ApiError> {
         let refuse = |status, reason, message: &str| {
             let failure = Failure {
                 param: Some("Idempotency-Key".into()),
@@ -89,6 +89,8 @@ impl Idempotency {
             let message = format!("an idempotency key has 1 to {KEY_BYTES} bytes");
             return refuse(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", &message);
         }
+        // No tenant's name has a line break.
+        let key = &*[tenant.as_bytes(), b"\n", key].concat();
         let print = *blake3::hash(said).as_bytes();
         loop {
             let mut done = {
@@ -213,7 +215,7 @@ mod tests {
     use super::*;
 
     async fn claim(table: &Idempotency, said: &str, stream: bool) -> Result<Claim, StatusCode> {
-        let claim = table.claim(b"key", said.as_bytes(), stream).await;
+        let claim = table.claim("", b"key", said.as_bytes(), stream).await;
         claim.map_err(|error| axum::response::IntoResponse::into_response(error).status())
     }
 
@@ -260,7 +262,7 @@ mod tests {
         let table = Idempotency::default();
         let big = Bytes::from(vec![b' '; KEPT_BYTES / 2]);
         for key in 0..4u8 {
-            let Ok(Claim::Yours(ticket)) = table.claim(&[key], b"", false).await else { panic!("a new key") };
+            let Ok(Claim::Yours(ticket)) = table.claim("", &[key], b"", false).await else { panic!("a new key") };
             ticket.answered(&big);
         }
         let table = table.lock();

@@ -162,6 +162,7 @@ impl Attempt {
             stop: request.stop.clone(),
             source,
             generated: generated.to_vec(),
+            tenant: request.tenant.clone(),
         };
         let context = request.context(&decode.info.worker, placing);
         let client = decode.client.clone();
@@ -175,6 +176,7 @@ impl Attempt {
                 stop: request.stop.clone(),
                 reader: decode.info.worker.clone(),
                 hold: PREFILL_HOLD,
+                tenant: request.tenant.clone(),
             };
             legs.arm_prefill(prefill.clone(), context.clone());
             let (sender, receiver) = oneshot::channel();

@@ -102,6 +102,8 @@ pub(crate) struct Origin {
     /// Time the client gives.
     pub(crate) deadline: Option<Duration>,
     pub(crate) trace: TraceContext,
+    /// Only sequences of one tenant share KV.
+    pub(crate) tenant: String,
 }
 
 /// A request under way.
@@ -130,6 +132,7 @@ struct Request {
     /// Until when it may wait for room on a worker.
     queue_deadline: Instant,
     trace: TraceContext,
+    tenant: String,
     cancel: CancellationToken,
     _permit: queue::Permit,
 }

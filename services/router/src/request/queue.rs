@@ -130,6 +130,7 @@ impl Admitted {
             deadline,
             queue_deadline,
             trace: origin.trace,
+            tenant: origin.tenant,
             cancel: cancel.clone(),
             _permit: permit,
         });

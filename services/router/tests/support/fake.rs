@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use types::{
-    Accounting, Epoch, Failure, FinishReason, Load, Phase, PhaseTimes, RequestId, Token, TokenId, TopLogprob, WorkerId,
-    WorkerRef,
+    Accounting, Epoch, Failure, FinishReason, KvEventBatch, Load, Phase, PhaseTimes, RequestId, Token, TokenId,
+    TopLogprob, WorkerId, WorkerRef,
 };
 
 /// The token at a position: the alphabet, begun one letter later by each choice.
@@ -290,6 +290,10 @@ impl WorkerApi for Worker {
         self.0.log().n_report_streams += 1;
         let load = Load { blocks_total: 1000, blocks_free: 1000, ..Load::default() };
         Ok(futures::stream::once(async move { Ok((worker, load)) }).chain(futures::stream::pending()).boxed())
+    }
+
+    async fn kv_events(&self, _: WorkerRef, _: u64) -> Result<EventStream<KvEventBatch>, Failure> {
+        Ok(futures::stream::pending().boxed())
     }
 
     async fn accounting(&self) -> Result<Accounting, Failure> {

@@ -149,6 +149,7 @@ impl Reader {
     fn new(args: &BenchTransferArgs, layout: Layout, source: &SourceProcess) -> anyhow::Result<Self> {
         let kind = transport(args.transport);
         let pull = Pull {
+            n_blocks_here: 0,
             address: source.grpc.clone(),
             endpoints: source.endpoints.clone(),
             peer: arena::source_worker(),

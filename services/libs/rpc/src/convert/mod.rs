@@ -6,6 +6,7 @@
 mod compat;
 mod identity;
 mod inference;
+mod kv_events;
 mod sampling;
 mod token;
 mod worker;
@@ -16,6 +17,7 @@ pub use identity::{
     write_request_id, write_worker_ref,
 };
 pub(crate) use inference::*;
+pub(crate) use kv_events::*;
 pub use sampling::{read_sampling, read_stop, write_sampling, write_stop};
 pub use token::{read_handoff, read_phases, read_token, write_handoff, write_phases, write_token};
 pub(crate) use worker::*;

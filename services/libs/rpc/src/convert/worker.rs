@@ -54,6 +54,7 @@ pub(crate) fn read_prefill_call(call: wire::RunPrefillRequest) -> Result<(Reques
         stop: read_stop(call.stop)?,
         reader: read_worker_ref(call.reader, "reader")?,
         hold: read_duration_ms(call.hold_ms),
+        tenant: name(call.tenant, "tenant")?,
     };
     Ok((context, call))
 }
@@ -66,6 +67,7 @@ pub(crate) fn write_prefill_call(context: &RequestContext, call: &PrefillCall) -
         stop: Some(write_stop(&call.stop)),
         reader: Some(write_worker_ref(&call.reader)),
         hold_ms: write_duration_ms(call.hold),
+        tenant: call.tenant.clone(),
     }
 }
 
@@ -112,6 +114,7 @@ pub(crate) fn read_decode_call(call: wire::RunDecodeRequest) -> Result<(RequestC
         stop: read_stop(call.stop)?,
         source: call.source.map(read_source).transpose()?,
         generated: bounded(call.generated, TOKENS_MAX, "generated")?,
+        tenant: name(call.tenant, "tenant")?,
     };
     Ok((context, call))
 }
@@ -134,6 +137,7 @@ pub(crate) fn write_decode_call(context: &RequestContext, call: &DecodeCall) -> 
             }),
         }),
         generated: call.generated.clone(),
+        tenant: call.tenant.clone(),
     }
 }
 

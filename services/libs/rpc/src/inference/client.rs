@@ -14,7 +14,8 @@ use types::{Failure, RequestId, TokenId};
 
 use super::server::REQUEST_ID_HEADER;
 use super::{
-    CallMeta, ClusterState, GenerateCall, Generation, InferenceApi, InferenceEvent, Input, ModelCard, TokenizeInput,
+    CallMeta, ClusterState, GenerateCall, Generation, InferenceApi, InferenceEvent, Input, ModelCard, TENANT_HEADER,
+    TokenizeInput,
 };
 use crate::convert;
 use crate::net::{Limits, channel};
@@ -120,6 +121,9 @@ fn with_meta<T>(message: T, meta: &CallMeta) -> Request<T> {
         if let (false, Ok(value)) = (value.is_empty(), value.parse()) {
             request.metadata_mut().insert(name, value);
         }
+    }
+    if let (false, Ok(tenant)) = (meta.tenant.is_empty(), meta.tenant.parse()) {
+        request.metadata_mut().insert(TENANT_HEADER, tenant);
     }
     request
 }

@@ -76,6 +76,29 @@ pub struct CallMeta {
     pub deadline: Option<Duration>,
     /// Trace context.
     pub trace: TraceContext,
+    /// Whose it is; see [`TENANT_HEADER`].
+    pub tenant: String,
+}
+
+/// Names the tenant of a call, as an HTTP header and as gRPC metadata: only sequences of one tenant share KV. Whoever is
+/// in front of the router must set or drop it, as it is believed.
+pub const TENANT_HEADER: &str = "x-baton-tenant";
+
+/// Longest tenant name, bytes.
+const TENANT_BYTES_MAX: usize = 128;
+
+/// A tenant's name from a header's value; without one it is the nameless tenant.
+///
+/// # Errors
+/// `InvalidArgument` if it is empty, too long or not visible ASCII: a name that is cut or dropped would be another's.
+pub fn read_tenant(value: Option<&[u8]>) -> Result<String, Failure> {
+    let Some(value) = value else { return Ok(String::new()) };
+    let good = (1..=TENANT_BYTES_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic);
+    let text = std::str::from_utf8(value).ok().filter(|_| good);
+    text.map(str::to_owned).ok_or_else(|| {
+        let message = format!("must have 1 to {TENANT_BYTES_MAX} visible ASCII characters");
+        Failure::invalid(TENANT_HEADER, message)
+    })
 }
 
 /// New text and tokens of one choice.

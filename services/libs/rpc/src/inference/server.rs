@@ -15,7 +15,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use types::{Code, Failure, RequestId};
 
-use super::{CallMeta, GenerateCall, Generation, InferenceApi, InferenceEvent};
+use super::{CallMeta, GenerateCall, Generation, InferenceApi, InferenceEvent, TENANT_HEADER, read_tenant};
 use crate::net::{ServeError, ServeOptions, serve_routes};
 use crate::status::{cut_off, deadline_exceeded, to_status};
 use crate::{TraceContext, convert};
@@ -78,7 +78,7 @@ impl InferenceService for Server {
     type ChatStreamStream = Events<wire::ChatStreamResponse>;
 
     async fn generate(&self, request: Request<wire::GenerateRequest>) -> Reply<wire::GenerateResponse> {
-        let meta = read_meta(request.metadata());
+        let meta = read_meta(request.metadata()).map_err(status)?;
         let deadline = meta.deadline;
         let call = request.into_inner();
         let model = call.model.clone();
@@ -101,26 +101,26 @@ impl InferenceService for Server {
         &self,
         request: Request<wire::GenerateStreamRequest>,
     ) -> Reply<Self::GenerateStreamStream> {
-        let meta = read_meta(request.metadata());
+        let meta = read_meta(request.metadata()).map_err(status)?;
         let call = request.into_inner();
         let call = convert::read_generate(call.model, call.prompt, call.options);
         self.stream(call, meta, convert::write_generate_event).await
     }
 
     async fn chat_stream(&self, request: Request<wire::ChatStreamRequest>) -> Reply<Self::ChatStreamStream> {
-        let meta = read_meta(request.metadata());
+        let meta = read_meta(request.metadata()).map_err(status)?;
         self.stream(convert::read_chat(request.into_inner()), meta, convert::write_chat_event).await
     }
 
     async fn tokenize(&self, request: Request<wire::TokenizeRequest>) -> Reply<wire::TokenizeResponse> {
-        let deadline = read_meta(request.metadata()).deadline;
+        let deadline = read_meta(request.metadata()).map_err(status)?.deadline;
         let (model, input, add_special) = convert::read_tokenize(request.into_inner()).map_err(status)?;
         let (token_ids, max_model_len) = within(deadline, self.0.tokenize(model, input, add_special)).await?;
         Ok(Response::new(wire::TokenizeResponse { token_ids, max_model_len }))
     }
 
     async fn detokenize(&self, request: Request<wire::DetokenizeRequest>) -> Reply<wire::DetokenizeResponse> {
-        let deadline = read_meta(request.metadata()).deadline;
+        let deadline = read_meta(request.metadata()).map_err(status)?.deadline;
         let call = request.into_inner();
         let ids = convert::bounded(call.token_ids, convert::TOKENS_MAX, "token_ids").map_err(status)?;
         let model = convert::name(call.model, "model").map_err(status)?;
@@ -185,15 +185,16 @@ async fn collect(mut generation: Generation, model: String) -> Result<wire::Gene
     Err(cut_off())
 }
 
-fn read_meta(metadata: &MetadataMap) -> CallMeta {
+fn read_meta(metadata: &MetadataMap) -> Result<CallMeta, Failure> {
     let header = |name: &str| {
         let value = metadata.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         if value.len() <= 512 { value.to_owned() } else { String::new() }
     };
-    CallMeta {
+    Ok(CallMeta {
         deadline: read_timeout(&header("grpc-timeout")),
         trace: TraceContext { traceparent: header("traceparent"), tracestate: header("tracestate") },
-    }
+        tenant: read_tenant(metadata.get(TENANT_HEADER).map(|value| value.as_bytes()))?,
+    })
 }
 
 /// At most 8 digits and a unit, as the gRPC specification has it; anything else is no deadline.

@@ -10,7 +10,7 @@ use proto::v1::worker_service_client::WorkerServiceClient;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
-use types::{Accounting, Failure, Load, WorkerRef};
+use types::{Accounting, Failure, KvEventBatch, Load, WorkerRef};
 
 use super::{DecodeCall, DecodeEvent, PrefillCall, PrefillEvent, Reserve, Reserved, WorkerApi};
 use crate::net::{Limits, channel};
@@ -97,6 +97,13 @@ impl WorkerApi for WorkerClient {
         // The timeout holds for the answer's beginning, not for the reports.
         let stream = self.worker.clone().load_report(within(call, CALL_TIMEOUT)).await.map_err(failure)?.into_inner();
         Ok(events(stream, None, convert::read_load, |_| false))
+    }
+
+    async fn kv_events(&self, worker: WorkerRef, after: u64) -> Result<EventStream<KvEventBatch>, Failure> {
+        let call = wire::KvEventsRequest { worker: Some(convert::write_worker_ref(&worker)), after_id: after };
+        // The timeout holds for the answer's beginning, not for the events.
+        let stream = self.worker.clone().kv_events(within(call, CALL_TIMEOUT)).await.map_err(failure)?.into_inner();
+        Ok(events(stream, None, convert::read_kv_events, |_| false))
     }
 
     async fn accounting(&self) -> Result<Accounting, Failure> {

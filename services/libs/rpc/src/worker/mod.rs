@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use types::{
-    Accounting, Compatibility, Failure, KvEndpoints, Load, PhaseTimes, SamplingParams, StopParams, Token, TokenId,
-    WorkerRef,
+    Accounting, Compatibility, Failure, KvEndpoints, KvEventBatch, Load, PhaseTimes, SamplingParams, StopParams, Token,
+    TokenId, WorkerRef,
 };
 
 pub use client::WorkerClient;
@@ -56,6 +56,8 @@ pub struct PrefillCall {
     pub reader: WorkerRef,
     /// The blocks are given up when nobody opened a fetch this long after the prompt was computed.
     pub hold: Duration,
+    /// Only sequences of one tenant share blocks.
+    pub tenant: String,
 }
 
 /// Progress of a [`PrefillCall`]; `HoldEnded` is the last.
@@ -123,6 +125,8 @@ pub struct DecodeCall {
     pub source: Option<PullFrom>,
     /// Tokens generated so far by an earlier owner: replayed, not sent again.
     pub generated: Vec<TokenId>,
+    /// Only sequences of one tenant share blocks.
+    pub tenant: String,
 }
 
 /// Progress of a [`DecodeCall`]; `Finished` is the last.
@@ -201,6 +205,15 @@ pub trait WorkerApi: Send + Sync + 'static {
         worker: WorkerRef,
         min_interval: Duration,
     ) -> Result<EventStream<(WorkerRef, Load)>, Failure>;
+
+    /// What changes in the prefix cache: the batches that follow the one with id `after`, while they are kept. Else,
+    /// and from 0, first all that is cached, beginning with [`KvEvent::Cleared`](types::KvEvent::Cleared); of a
+    /// snapshot's batches only the last has an id. Endless.
+    ///
+    /// # Errors
+    /// A stale epoch, too many subscribers, or a lost connection. In the stream `KV_EVENTS_LOST`, safe to retry, when
+    /// its reader is too slow.
+    async fn kv_events(&self, worker: WorkerRef, after: u64) -> Result<EventStream<KvEventBatch>, Failure>;
 
     /// Where every block is.
     ///

@@ -47,6 +47,7 @@ impl WorkerService for Server {
     type RunPrefillStream = Events<wire::RunPrefillResponse>;
     type RunDecodeStream = Events<wire::RunDecodeResponse>;
     type LoadReportStream = Events<wire::LoadReportResponse>;
+    type KvEventsStream = Events<wire::KvEventsResponse>;
 
     async fn reserve(&self, request: Request<wire::ReserveRequest>) -> Reply<wire::ReserveResponse> {
         let (context, call) = convert::read_reserve(request.into_inner()).map_err(status)?;
@@ -89,6 +90,14 @@ impl WorkerService for Server {
         let reports =
             reports.map(|report| report.map(|(worker, load)| convert::write_load(&worker, &load)).map_err(status));
         Ok(Response::new(reports.boxed()))
+    }
+
+    async fn kv_events(&self, request: Request<wire::KvEventsRequest>) -> Reply<Self::KvEventsStream> {
+        let call = request.into_inner();
+        let worker = convert::read_worker_ref(call.worker, "worker").map_err(status)?;
+        let events = self.0.kv_events(worker, call.after_id).await.map_err(status)?;
+        let events = events.map(|batch| batch.map(|batch| convert::write_kv_events(&batch)).map_err(status));
+        Ok(Response::new(events.boxed()))
     }
 }
 

@@ -131,7 +131,7 @@ async fn what_goes_in_comes_out() {
 #[tokio::test]
 async fn deadline_and_trace_reach_the_service() {
     let bed = bed().await;
-    let meta = CallMeta { deadline: Some(Duration::from_secs(7)), trace: trace() };
+    let meta = CallMeta { deadline: Some(Duration::from_secs(7)), trace: trace(), tenant: "team-a".into() };
     let call = GenerateCall { model: "traced".into(), ..text_call() };
     let generation = bed.client.generate(call, meta).await.unwrap();
     assert_eq!(generation.events.count().await, 3);

@@ -15,7 +15,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-use types::{Accounting, Epoch, Failure, Load, WorkerId, WorkerRef};
+use types::{Accounting, Epoch, Failure, KvEventBatch, Load, WorkerId, WorkerRef};
 
 use crate::listen;
 
@@ -41,6 +41,9 @@ impl WorkerApi for Idle {
     }
     async fn load_report(&self, worker: WorkerRef, _: Duration) -> Result<EventStream<(WorkerRef, Load)>, Failure> {
         Ok(futures::stream::iter([Ok((worker, Load::default()))]).chain(futures::stream::pending()).boxed())
+    }
+    async fn kv_events(&self, _: WorkerRef, _: u64) -> Result<EventStream<KvEventBatch>, Failure> {
+        Ok(futures::stream::pending().boxed())
     }
     async fn accounting(&self) -> Result<Accounting, Failure> {
         Ok(Accounting::default())

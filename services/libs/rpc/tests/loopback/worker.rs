@@ -12,8 +12,9 @@ use rpc::{EventStream, Limits, RequestContext, ServeOptions, TraceContext};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::{
-    Accounting, Code, Compatibility, Epoch, Failure, Fault, FinishReason, KvElement, KvGeometry, LayerKv, LayerKvKind,
-    Load, Phase, PhaseTimes, RequestId, Retry, SamplingParams, StopParams, Token, TopLogprob, WorkerId, WorkerRef,
+    Accounting, BlockHash, Code, Compatibility, Epoch, Failure, Fault, FinishReason, KvElement, KvEvent, KvEventBatch,
+    KvGeometry, LayerKv, LayerKvKind, Load, Phase, PhaseTimes, RequestId, Retry, SamplingParams, StopParams, Token,
+    TopLogprob, WorkerId, WorkerRef,
 };
 
 use crate::{Alive, listen};
@@ -89,6 +90,15 @@ impl WorkerApi for Script {
     ) -> Result<EventStream<(WorkerRef, Load)>, Failure> {
         assert_eq!(min_interval, Duration::from_millis(250));
         Ok(futures::stream::iter([Ok((worker, load()))]).chain(futures::stream::pending()).boxed())
+    }
+
+    async fn kv_events(&self, worker: WorkerRef, after: u64) -> Result<EventStream<KvEventBatch>, Failure> {
+        assert_eq!(worker, here());
+        if after == u64::MAX {
+            return Err(failure());
+        }
+        let batches = kv_batches().into_iter().filter(move |batch| batch.id > after).map(Ok);
+        Ok(futures::stream::iter(batches.chain([Err(failure())])).boxed())
     }
 
     async fn accounting(&self) -> Result<Accounting, Failure> {
@@ -265,7 +275,14 @@ fn stop() -> StopParams {
 
 fn prefill_call() -> PrefillCall {
     let prompt = [1, 2, 3].into();
-    PrefillCall { prompt, sampling: sampling(), stop: stop(), reader: here(), hold: Duration::from_millis(2500) }
+    PrefillCall {
+        prompt,
+        sampling: sampling(),
+        stop: stop(),
+        reader: here(),
+        hold: Duration::from_millis(2500),
+        tenant: "t".into(),
+    }
 }
 
 fn decode_call() -> DecodeCall {
@@ -283,6 +300,7 @@ fn decode_call() -> DecodeCall {
         numerics: "n".into(),
     };
     DecodeCall {
+        tenant: "tenant".into(),
         reservation: [7; 16],
         prompt: [1, 2, 3].into(),
         sampling: sampling(),
@@ -335,6 +353,27 @@ fn decode_events() -> [DecodeEvent; 4] {
 
 fn load() -> Load {
     Load { n_waiting: 1, n_waiting_tokens: 2, n_running: 3, blocks_total: 4, blocks_free: 5, draining: true, steps: 6 }
+}
+
+fn kv_batches() -> Vec<KvEventBatch> {
+    let hash = |n: u8| BlockHash([n; 16]);
+    let stored = |from: u8, parent| KvEvent::Stored { hashes: (from..from + 3).map(hash).collect(), parent };
+    vec![
+        KvEventBatch { id: 0, events: vec![KvEvent::Cleared, stored(1, None)] },
+        KvEventBatch { id: 7, events: vec![stored(4, Some(hash(3)))] },
+        KvEventBatch { id: 8, events: vec![KvEvent::Removed { hashes: vec![hash(6), hash(5)] }, stored(9, None)] },
+    ]
+}
+
+#[tokio::test]
+async fn events_of_the_prefix_cache_cross_in_order_and_end_with_their_failure() {
+    let bed = bed().await;
+    for after in [0, 7] {
+        let events: Vec<_> = bed.client.kv_events(here(), after).await.unwrap().collect().await;
+        let kept = kv_batches().into_iter().filter(|batch| batch.id > after).map(Ok);
+        assert_eq!(events, kept.chain([Err(failure())]).collect::<Vec<_>>());
+    }
+    assert_eq!(bed.client.kv_events(here(), u64::MAX).await.err(), Some(failure()));
 }
 
 fn accounting() -> Accounting {

@@ -27,7 +27,7 @@ const PAYLOAD_OF_FRAME: u32 = 9;
 pub(super) enum Message {
     /// Cells whose checksums are filled in.
     Cells(Queued),
-    Plain(wire::FetchResponse),
+    Plain(Box<wire::FetchResponse>),
 }
 
 /// A batch that waits for its connection, and keeps the hold meanwhile: one that is stuck must be given up by whoever

@@ -132,7 +132,7 @@ impl GrpcOutlet {
     }
 
     async fn plain(&self, item: Item) -> Result<(), ReaderGone> {
-        self.send(Ok(Message::Plain(wire::FetchResponse { item: Some(item) }))).await
+        self.send(Ok(Message::Plain(Box::new(wire::FetchResponse { item: Some(item) })))).await
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::{BLOCK_TOKENS, Bed, CONFIG, N_LAYERS, handoff, holds_prompt, over_every_transport};
+use crate::support::{BLOCK_TOKENS, Bed, CONFIG, N_LAYERS, handoff, have, holds_prompt, over_every_transport};
+use proto::v1 as wire;
 use tokio::time::{Instant, timeout};
 use transfer::{EndCause, Pull, PullError, Pulled, TransportKind};
 use types::{Code, Epoch, Failure};
@@ -11,6 +12,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 over_every_transport!(
     cells_arrive_while_the_prompt_is_computed,
+    blocks_that_the_reader_has_do_not_cross,
     a_large_prompt_takes_many_messages,
     a_fetch_may_come_before_its_offer,
     a_fetch_without_an_offer_ends,
@@ -51,6 +53,42 @@ async fn cells_arrive_while_the_prompt_is_computed(kind: TransportKind) {
     assert_eq!((ended.cause, ended.bytes), (EndCause::Fetched, bytes));
     timeout(SECOND, until(|| computing.released())).await.unwrap();
     assert_eq!(bed.source.n_offers(), 0);
+}
+
+async fn blocks_that_the_reader_has_do_not_cross(kind: TransportKind) {
+    for n_here in 0..5 {
+        let bed = Bed::new(kind, 256).await;
+        let (offer, computing) = bed.offer(18);
+        computing.publish_all();
+        offer.finish(handoff(18));
+        let mut pull = bed.pull(18);
+        have(&computing, &mut pull, n_here);
+        let (pulled, ended) = tokio::join!(bed.puller.pull(&pull), offer.ended());
+        let bytes = ((5 - n_here) * N_LAYERS * 256) as u64;
+        assert_eq!((pulled.unwrap().bytes, ended.bytes, ended.cause), (bytes, bytes, EndCause::Fetched));
+        assert!(holds_prompt(&pull));
+    }
+    let bed = Bed::new(kind, 256).await;
+    let (_offer, computing) = bed.offer(18);
+    computing.publish_all();
+    let mut pull = bed.pull(18);
+    pull.n_blocks_here = 5;
+    assert_eq!(refusal(&bed, &pull).await.code, Code::Internal, "the reader's own mistake");
+}
+
+/// What a reader says that it has is no reason to believe it.
+#[tokio::test]
+async fn a_reader_cannot_have_more_than_there_is() {
+    let bed = Bed::new(TransportKind::Grpc, 256).await;
+    let (_offer, computing) = bed.offer(18);
+    computing.publish_all();
+    let mut request = fetch_request(&bed.pull(18));
+    request.n_blocks_here = u32::MAX;
+    let channel = rpc::net::channel(&bed.address.to_string(), &rpc::net::Limits::kv()).unwrap();
+    let mut client = proto::v1::kv_service_client::KvServiceClient::new(channel);
+    let requests = futures::StreamExt::chain(futures::stream::iter([request]), futures::stream::pending());
+    let refused = client.fetch(requests).await.unwrap().into_inner().message().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
 }
 
 async fn a_large_prompt_takes_many_messages(kind: TransportKind) {
@@ -214,7 +252,6 @@ async fn a_reader_that_leaves_releases_the_blocks(kind: TransportKind) {
 
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_cut_off() {
-    use proto::v1 as wire;
     let bed = Bed::new(TransportKind::Grpc, 4 << 20).await;
     let (offer, computing) = bed.offer(40);
     computing.publish_all();
@@ -222,23 +259,7 @@ async fn a_reader_that_takes_nothing_is_cut_off() {
     let pull = bed.pull(40);
     let channel = rpc::net::channel(&bed.address.to_string(), &rpc::net::Limits::kv()).unwrap();
     let mut client = proto::v1::kv_service_client::KvServiceClient::new(channel);
-    let context = rpc::RequestContext {
-        request: pull.request,
-        worker: pull.peer.clone(),
-        owner_epoch: pull.owner_epoch,
-        deadline: Duration::from_secs(60),
-        trace: pull.trace.clone(),
-        choice: 0,
-    };
-    let request = wire::FetchRequest {
-        context: Some(rpc::convert::write_context(&context)),
-        reader: Some(rpc::convert::write_worker_ref(&pull.reader)),
-        compatibility: Some(rpc::convert::write_compatibility(&pull.compatibility)),
-        only: vec![],
-        expected_block_hashes: pull.hashes.iter().map(|h| h.0.to_vec().into()).collect(),
-        checksum: wire::ChecksumKind::Xxh364.into(),
-        note: None,
-    };
+    let request = fetch_request(&pull);
     let holding = wire::FetchNote { kind: wire::fetch_note::Kind::Holding.into(), reason: String::new() };
     let holding = wire::FetchRequest { note: Some(holding), ..wire::FetchRequest::default() };
     let holding = futures::stream::unfold((), move |()| {
@@ -293,6 +314,27 @@ async fn a_waiting_reader_hears_the_heartbeat(kind: TransportKind) {
     };
     let (pulled, _) = tokio::join!(bed.puller.pull(&pull), compute);
     pulled.unwrap();
+}
+
+fn fetch_request(pull: &Pull) -> wire::FetchRequest {
+    let context = rpc::RequestContext {
+        request: pull.request,
+        worker: pull.peer.clone(),
+        owner_epoch: pull.owner_epoch,
+        deadline: Duration::from_secs(60),
+        trace: pull.trace.clone(),
+        choice: 0,
+    };
+    wire::FetchRequest {
+        context: Some(rpc::convert::write_context(&context)),
+        reader: Some(rpc::convert::write_worker_ref(&pull.reader)),
+        compatibility: Some(rpc::convert::write_compatibility(&pull.compatibility)),
+        only: vec![],
+        expected_block_hashes: pull.hashes.iter().map(|h| h.0.to_vec().into()).collect(),
+        checksum: wire::ChecksumKind::Xxh364.into(),
+        note: None,
+        n_blocks_here: 0,
+    }
 }
 
 async fn refusal(bed: &Bed, pull: &Pull) -> Failure {

@@ -162,6 +162,7 @@ impl Bed {
 
     pub(crate) fn pull(&self, n_tokens: usize) -> Pull {
         Pull {
+            n_blocks_here: 0,
             address: self.address.to_string(),
             endpoints: self.endpoints.clone(),
             peer: prefill(),
@@ -181,6 +182,18 @@ impl Bed {
             keep_alive: Duration::from_millis(50),
         }
     }
+}
+
+/// Copies the first `n` blocks of what was computed into the reader's blocks, as if they had come before.
+pub(crate) fn have(computing: &Computing, pull: &mut Pull, n: usize) {
+    let mut cell = vec![0; pull.arena.cell_bytes(0)];
+    for layer in 0..N_LAYERS {
+        for block in 0..n {
+            computing.arena.export(layer, computing.blocks[block].0, BLOCK_TOKENS, &mut cell).expect("computed");
+            pull.arena.import(layer, pull.blocks[block].0, BLOCK_TOKENS, &cell).expect("empty");
+        }
+    }
+    pull.n_blocks_here = n;
 }
 
 /// The prefill side's computation.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use scheduler::{HoldId, Kind, SeqId, Submission};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use types::{Failure, PhaseTimes, RequestId};
+use types::{BlockHash, Failure, PhaseTimes, RequestId};
 
 use super::Driver;
 use super::job::{Answer, Job, PhaseClock};
@@ -28,11 +28,12 @@ impl Driver {
                     self.cancel_reservation(unheard.id);
                 }
             }
-            Command::Claim { id, key, reply } => drop(reply.send(self.claim(id, key))),
+            Command::Claim { id, key, hashes, reply } => drop(reply.send(self.claim(id, key, &hashes))),
             Command::Prefill { job, reply } => drop(reply.send(self.prefill(job))),
             Command::Decode { job, reply } => drop(reply.send(self.decode(*job))),
             Command::Cancel { request, choice, reply } => drop(reply.send(self.cancel(request, choice))),
             Command::Accounting { reply } => drop(reply.send(self.accounting())),
+            Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
             Command::Drain { reply } => self.drain(reply),
         }
     }
@@ -56,14 +57,16 @@ impl Driver {
         Ok(Reserved { id: name, n_blocks })
     }
 
-    fn claim(&mut self, name: [u8; 16], key: SeqKey) -> Result<Landing, Failure> {
+    fn claim(&mut self, name: [u8; 16], key: SeqKey, hashes: &[BlockHash]) -> Result<Landing, Failure> {
         let id = match self.reservations.get(&name) {
             Some(&(id, of)) if of == key => id,
             _ => return Err(fail::unknown_reservation()),
         };
         self.reservations.remove(&name);
-        let claimed = self.scheduler.claim(id).ok_or_else(fail::unknown_reservation)?;
-        for block in &claimed.blocks {
+        let hashes = if self.config.prefix_cache { hashes } else { &[] };
+        let claimed = self.scheduler.claim(id, hashes).ok_or_else(fail::unknown_reservation)?;
+        self.metrics.shared(claimed.n_cached);
+        for block in &claimed.blocks[claimed.n_cached..] {
             self.arena.reset(block.0);
         }
         let cancelled = CancellationToken::new();
@@ -73,6 +76,7 @@ impl Driver {
             key,
             n_prompt: claimed.n_prompt,
             blocks: claimed.blocks,
+            n_cached: claimed.n_cached,
             cancelled,
             request: self.guard(Release::Landing(claimed.landing)),
             _transfer: self.hold_guard(claimed.hold),
@@ -88,15 +92,17 @@ impl Driver {
             choice: job.key.choice,
             sampling: job.sampling,
             stop: job.stop,
+            names: job.names,
         });
         sequence.progress = Some(tokio::sync::watch::channel(0).0);
         let submission = self.submission(Kind::Prefill, &sequence, job.deadline);
         let seq = self.scheduler.submit(self.now(), submission).map_err(|refusal| self.refuse(refusal))?;
+        self.name_blocks(seq, &mut sequence);
         let (started_to, started) = oneshot::channel();
         let (first_to, first) = oneshot::channel();
         let answer = Answer::Prefill { started: Some(started_to), first: first_to };
         let clock = PhaseClock::start(false);
-        self.jobs.insert(seq, Job { key: job.key, sequence: Some(sequence), answer, clock });
+        self.jobs.insert(seq, Job { key: job.key, sequence: Some(sequence), answer, clock, n_cached: 0 });
         Ok(PrefillRun { started: Some(started), first: Some(first), _guard: self.guard(Release::Sequence(seq)) })
     }
 
@@ -109,7 +115,10 @@ impl Driver {
                 check_handoff(&self.arena, &landing, &job.prompt, &job.sampling, &handoff)?;
                 (landing, handoff.generated, job.prompt.len())
             }
-            DecodeStart::Recompute { landing, generated } => (landing, generated, 0),
+            DecodeStart::Recompute { landing, generated } => {
+                let n_computed = landing.n_cached * self.arena.block_tokens();
+                (landing, generated, n_computed)
+            }
         };
         if landing.key != job.key || landing.n_prompt != job.prompt.len() {
             return Err(Failure::invalid("reservation", "the reservation is for another sequence"));
@@ -117,32 +126,35 @@ impl Driver {
         if !self.landings.contains_key(&landing.id) {
             return Err(Failure::cancelled());
         }
-        if n_computed == 0 {
+        let handed_off = n_computed == job.prompt.len();
+        if !handed_off {
             // A pull that failed may have left rows.
-            landing.blocks.iter().for_each(|block| self.arena.reset(block.0));
+            landing.blocks[landing.n_cached..].iter().for_each(|block| self.arena.reset(block.0));
         }
         let n_generated = generated.len();
-        let sequence = self.sequence(Parts {
+        let mut sequence = self.sequence(Parts {
             max_tokens: self.model.max_tokens(job.prompt.len(), job.stop.max_tokens),
             prompt: job.prompt,
             generated,
             choice: job.key.choice,
             sampling: job.sampling,
             stop: job.stop,
+            names: job.names,
         });
         let submission = self.submission(Kind::Decode, &sequence, job.deadline);
         let submitted = self.scheduler.submit_landed(self.now(), landing.id, n_computed, submission);
         let seq = submitted.ok_or_else(Failure::cancelled)?.map_err(|refusal| self.refuse(refusal))?;
+        self.name_blocks(seq, &mut sequence);
         landing.request.disarm();
         self.landings.remove(&landing.id);
         let n_left = sequence.max_tokens() - sequence.tokens().len();
         let (items_to, items) = mpsc::channel(n_left + 1);
-        let clock = PhaseClock::start(n_computed > 0);
+        let clock = PhaseClock::start(handed_off);
         tracing::debug!(request = %job.key.request, choice = job.key.choice, n_computed, n_generated, "decode queued");
         let answer = Answer::Decode { items: items_to };
-        self.jobs.insert(seq, Job { key: job.key, sequence: Some(sequence), answer, clock });
+        self.jobs.insert(seq, Job { key: job.key, sequence: Some(sequence), answer, clock, n_cached: 0 });
         let guard = self.guard(Release::Sequence(seq));
-        Ok(DecodeRun { items, phases: PhaseTimes::default(), ended: false, _guard: guard })
+        Ok(DecodeRun { items, phases: PhaseTimes::default(), n_cached: 0, ended: false, _guard: guard })
     }
 
     fn cancel(&mut self, request: RequestId, choice: Option<u32>) -> bool {
@@ -194,7 +206,15 @@ impl Driver {
     }
 
     fn sequence(&self, parts: Parts) -> Box<Sequence> {
-        Box::new(Sequence::new(parts))
+        let names = parts.names.filter(|_| self.config.prefix_cache);
+        Box::new(Sequence::new(Parts { names, ..parts }))
+    }
+
+    /// Tells the scheduler what the sequence's blocks are called, as far as it does not know.
+    pub(super) fn name_blocks(&mut self, seq: SeqId, sequence: &mut Sequence) {
+        if let Some((tenant, hashes)) = sequence.new_names() {
+            self.scheduler.name_blocks(seq, tenant, hashes);
+        }
     }
 
     fn submission(&self, kind: Kind, sequence: &Sequence, deadline: tokio::time::Instant) -> Submission {

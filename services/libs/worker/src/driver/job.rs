@@ -15,6 +15,8 @@ pub(super) struct Job {
     pub(super) sequence: Option<Box<Sequence>>,
     pub(super) answer: Answer,
     pub(super) clock: PhaseClock,
+    /// Tokens of the prompt that were not computed.
+    pub(super) n_cached: u32,
 }
 
 /// The caller's channels. A caller that has gone hears nothing; its guard ends the sequence.
@@ -52,7 +54,7 @@ impl Job {
             Answer::Decode { ref items } => {
                 let last = token.finish.is_some();
                 // Never full: it has room for all tokens.
-                let _ = items.try_send(DecodeItem { token: Ok(token), phases });
+                let _ = items.try_send(DecodeItem { token: Ok(token), phases, n_cached: self.n_cached });
                 (!last).then_some(self)
             }
         }
@@ -67,7 +69,11 @@ impl Job {
                 let _ = first.send(Err(failure));
             }
             Answer::Decode { items } => {
-                let _ = items.try_send(DecodeItem { token: Err(failure), phases: self.clock.phases });
+                let _ = items.try_send(DecodeItem {
+                    token: Err(failure),
+                    phases: self.clock.phases,
+                    n_cached: self.n_cached,
+                });
             }
         }
     }
@@ -76,6 +82,11 @@ impl Job {
 impl PhaseClock {
     pub(super) fn start(handed_off: bool) -> Self {
         Self { handed_off, mark: Instant::now(), n_tokens: 0, phases: PhaseTimes::default() }
+    }
+
+    /// Whether it began with a handoff.
+    pub(super) fn handed_off(&self) -> bool {
+        self.handed_off
     }
 
     /// The first step begins.

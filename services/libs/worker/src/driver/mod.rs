@@ -16,10 +16,11 @@ use scheduler::{LandingId, ReservationId, Scheduler, SeqId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use types::{Accounting, Failure, Load};
+use types::{Accounting, Failure, KvEvent, Load};
 
 use crate::command::Command;
 use crate::engine_thread::EngineThread;
+use crate::events::Events;
 use crate::guard::Release;
 use crate::handle::{Health, Shared};
 use crate::metrics::Metrics;
@@ -52,6 +53,7 @@ pub(crate) struct Driver {
     load: watch::Sender<Load>,
     health: watch::Sender<Health>,
     metrics: Metrics,
+    events: Events,
     last: Arc<OnceLock<Accounting>>,
 }
 
@@ -80,6 +82,7 @@ impl Driver {
         let (load, load_seen) = watch::channel(Load::default());
         let (health, health_seen) = watch::channel(Health::Ready);
         let (metrics, last) = (Metrics::default(), Arc::new(OnceLock::new()));
+        let (events, feed) = Events::new();
         metrics.info(&model);
         let shared = Shared {
             model: model.clone(),
@@ -88,9 +91,11 @@ impl Driver {
             load: load_seen,
             health: health_seen,
             metrics: metrics.clone(),
+            secret: config.prefix_secret.clone(),
+            events: feed,
             last: last.clone(),
         };
-        let driver = Self {
+        let mut driver = Self {
             config,
             model,
             arena,
@@ -110,6 +115,7 @@ impl Driver {
             load,
             health,
             metrics,
+            events,
             last,
         };
         driver.publish();
@@ -223,6 +229,7 @@ impl Driver {
         tracing::error!("the engine crashed; this worker computes nothing any more");
         self.poisoned = true;
         self.end_all(&fail::poisoned());
+        self.scheduler.clear_cache();
     }
 
     async fn stop(mut self) {
@@ -260,14 +267,27 @@ impl Driver {
             free: blocks.free,
             request: blocks.request,
             transfer: blocks.transfer,
-            cached: 0,
+            cached: blocks.cached,
             n_requests: requests.len() as u32,
             n_streams: self.jobs.len() as u32,
         }
     }
 
+    /// The prefix cache, and the id of the batch of events that led there.
+    fn snapshot(&mut self) -> (u64, Vec<KvEvent>) {
+        self.publish_events();
+        (self.events.last(), self.scheduler.snapshot())
+    }
+
+    fn publish_events(&mut self) {
+        let events = self.scheduler.take_events();
+        self.metrics.kv_events(&events);
+        self.events.publish(events);
+    }
+
     /// Shows the state to those who watch.
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.publish_events();
         let stats = self.scheduler.stats();
         self.metrics.stats(&stats);
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -276,7 +296,7 @@ impl Driver {
             n_waiting_tokens: count(stats.n_waiting_tokens),
             n_running: count(stats.n_running),
             blocks_total: stats.blocks.total,
-            blocks_free: stats.blocks.free,
+            blocks_free: stats.blocks.free + stats.blocks.cached,
             draining: self.draining,
             steps: self.metrics.steps.get(),
         };

@@ -94,6 +94,7 @@ impl Driver {
             Some(Ok(sampled)) => {
                 let token = sequence.accept(sampled, &self.model.eos);
                 self.metrics.token();
+                self.name_blocks(entry.seq, &mut sequence);
                 job.sequence = Some(sequence);
                 let job = job.give(token, &self.metrics);
                 (if job.is_some() { Verdict::Sampled } else { Verdict::Ended }, job)
@@ -103,7 +104,7 @@ impl Driver {
                 tracing::error!(request = %job.key.request, %failure, "sampling failed");
                 self.metrics.failed(&failure);
                 job.fail(failure);
-                (Verdict::Ended, None)
+                (Verdict::Failed, None)
             }
         };
         if let Some(job) = job {
@@ -117,7 +118,7 @@ impl Driver {
             self.metrics.failed(failure);
             job.fail(failure.clone());
         }
-        Verdict::Ended
+        Verdict::Failed
     }
 
     fn undone(&mut self, entry: Entry) -> Verdict {
@@ -133,6 +134,12 @@ impl Driver {
         let blocks = self.scheduler.blocks(start.seq).to_vec();
         let job = self.jobs.get_mut(&start.seq).expect("a sequence that is not cancelled has a job");
         job.clock.step(&self.metrics);
+        if !job.clock.handed_off() {
+            let n_prompt = job.sequence.as_ref().expect("a sequence is at home before its first step").n_prompt();
+            job.n_cached = u32::try_from(start.n_computed.min(n_prompt)).unwrap_or(u32::MAX);
+            self.metrics.cached(job.n_cached);
+        }
+        let n_cached = job.n_cached;
         let Answer::Prefill { started, .. } = &mut job.answer else { return };
         let (Some(reply), Some(guard)) = (started.take(), guard) else { return };
         let sequence = job.sequence.as_ref().expect("a sequence is at home before its first step");
@@ -140,6 +147,6 @@ impl Driver {
         let hold = Hold { blocks, progress, _guard: guard };
         let queue_time = job.clock.phases.get(Phase::PrefillQueue);
         // If the caller has gone, the hold drops here and gives itself back.
-        let _ = reply.send(Ok(Started { hold, queue_time }));
+        let _ = reply.send(Ok(Started { hold, queue_time, n_cached }));
     }
 }

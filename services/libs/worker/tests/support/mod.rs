@@ -9,6 +9,7 @@ use std::time::Duration;
 use engine::sim::{SimConfig, SimEngine, Speedup, Timing};
 use engine::{Engine, EngineError, ModelInfo, Slice};
 use kernels::kv::KvArena;
+use kvcache::hash::Chain;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -98,6 +99,8 @@ pub(crate) struct Request {
     pub(crate) sampling: SamplingParams,
     pub(crate) stop: StopParams,
     pub(crate) deadline: Duration,
+    /// Whose blocks are shared; `None`: nothing is.
+    pub(crate) tenant: Option<&'static str>,
 }
 
 /// Repeatable randomness for tests.
@@ -152,6 +155,7 @@ pub(crate) fn request(id: u64) -> Request {
         sampling,
         stop,
         deadline: Duration::from_secs(60),
+        tenant: Some(""),
     }
 }
 
@@ -164,12 +168,18 @@ pub(crate) fn plain(id: u64, n_prompt: usize, max_tokens: u32) -> Request {
         sampling: SamplingParams::default(),
         stop: StopParams { max_tokens, ignore_eos: true, ..StopParams::default() },
         deadline: Duration::from_secs(60),
+        tenant: Some(""),
     }
 }
 
 impl Request {
-    pub(crate) fn prefill_job(&self) -> PrefillJob {
+    pub(crate) fn names(&self, worker: &WorkerHandle) -> Option<Chain> {
+        self.tenant.map(|tenant| worker.names(tenant, &self.prompt, self.stop.max_tokens))
+    }
+
+    pub(crate) fn prefill_job(&self, worker: &WorkerHandle) -> PrefillJob {
         PrefillJob {
+            names: self.names(worker),
             key: self.key,
             prompt: self.prompt.clone(),
             sampling: self.sampling.clone(),
@@ -178,8 +188,9 @@ impl Request {
         }
     }
 
-    pub(crate) fn decode_job(&self, start: DecodeStart) -> DecodeJob {
+    pub(crate) fn decode_job(&self, worker: &WorkerHandle, start: DecodeStart) -> DecodeJob {
         DecodeJob {
+            names: self.names(worker),
             key: self.key,
             prompt: self.prompt.clone(),
             sampling: self.sampling.clone(),
@@ -194,7 +205,7 @@ impl Request {
         let (n_prompt, max_new) = (self.prompt.len(), self.stop.max_tokens as usize);
         loop {
             match worker.reserve(self.key, n_prompt, max_new, Duration::from_secs(5)).await {
-                Ok(reserved) => return worker.claim(reserved.id, self.key).await,
+                Ok(reserved) => return worker.claim(reserved.id, self.key, self.names(worker).as_ref()).await,
                 Err(failure) if failure.code == types::Code::ResourceExhausted => {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -210,7 +221,7 @@ impl Request {
         generated: Vec<TokenId>,
     ) -> Result<DecodeRun, Failure> {
         let landing = self.land(worker).await?;
-        worker.decode(self.decode_job(DecodeStart::Recompute { landing, generated })).await
+        worker.decode(self.decode_job(worker, DecodeStart::Recompute { landing, generated })).await
     }
 
     pub(crate) async fn whole(&self, worker: &WorkerHandle) -> Result<Vec<Token>, Failure> {
@@ -236,7 +247,7 @@ impl Request {
         tamper: impl Fn(usize, &mut [u8]),
     ) -> Result<Vec<Token>, Failure> {
         let landing = self.land(decode).await?;
-        let mut run = prefill.prefill(self.prefill_job()).await?;
+        let mut run = prefill.prefill(self.prefill_job(prefill)).await?;
         let Started { hold, .. } = run.started().await?;
         let (first, _) = run.first_token().await?;
         if first.finish.is_some() {
@@ -245,14 +256,14 @@ impl Request {
         copy(prefill.arena(), &hold, decode.arena(), &landing, self.prompt.len(), tamper);
         drop(hold);
         let handoff = self.handoff(&first);
-        let run = decode.decode(self.decode_job(DecodeStart::Handoff { landing, handoff })).await?;
+        let run = decode.decode(self.decode_job(decode, DecodeStart::Handoff { landing, handoff })).await?;
         let mut tokens = vec![first];
         tokens.extend(collect(run).await?);
         Ok(tokens)
     }
 }
 
-/// Every cell of a prompt, from one arena into another.
+/// Every cell of a prompt that is not there, from one arena into another.
 pub(crate) fn copy(
     from: &KvArena,
     hold: &Hold,
@@ -263,7 +274,7 @@ pub(crate) fn copy(
 ) {
     for layer in 0..from.n_layers() {
         let mut cell = vec![0; from.cell_bytes(layer)];
-        for (i, (source, target)) in hold.blocks().iter().zip(landing.blocks()).enumerate() {
+        for (i, (source, target)) in hold.blocks().iter().zip(landing.blocks()).enumerate().skip(landing.n_cached()) {
             let n_rows = BLOCK_TOKENS.min(n_tokens - i * BLOCK_TOKENS);
             from.export(layer, source.0, n_rows, &mut cell).unwrap();
             tamper(i, &mut cell);
