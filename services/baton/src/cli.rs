@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kvcache::hash::Secret;
 
 use crate::bench::BenchArgs;
 use crate::cores::PinArg;
@@ -128,10 +129,23 @@ pub(crate) struct EngineArgs {
     /// Percent of the KV blocks from which on a tenant's cached blocks give way before those of others
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) tenant_cache_percent: u8,
-    /// Goes into the names of KV blocks: the same on all workers of a cluster. Better set as BATON__PREFIX_SECRET, as
-    /// command lines can be read by others
+    #[command(flatten)]
+    pub(crate) names: NameArgs,
+}
+
+/// What the names of KV blocks are made with.
+#[derive(Args, Clone)]
+pub(crate) struct NameArgs {
+    /// Goes into the names of KV blocks: the same on all routers and workers of a cluster. Better set as
+    /// BATON__PREFIX_SECRET, as command lines can be read by others
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) prefix_secret: String,
+}
+
+impl NameArgs {
+    pub(crate) fn secret(&self) -> Secret {
+        Secret(self.prefix_secret.clone().into_bytes())
+    }
 }
 
 /// What carries KV between workers.
@@ -322,6 +336,8 @@ pub(crate) struct RouterArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) routing: RoutingArgs,
+    #[command(flatten)]
+    pub(crate) names: NameArgs,
     /// HTTP address
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub(crate) http: SocketAddr,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use bootstrap::Runtime;
-use kvcache::hash::Secret;
 use node::{NodeConfig, OpenEngine};
 use prefill::TransportConfig;
 use registry::Registry;
@@ -23,6 +22,7 @@ pub(crate) async fn router(args: RouterArgs) -> anyhow::Result<()> {
     let mut config = router::Config::new(runtime.id(), model.path, model.name);
     (config.http, config.grpc, config.admin) = (args.http, args.grpc, Some(args.admin));
     args.routing.apply(&mut config);
+    config.prefix_secret = args.names.secret();
     router::run(config, runtime, registry).await
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn worker_config(args: &EngineArgs) -> WorkerConfig {
         // Every running sequence has its token in every step.
         max_running: args.max_running.min(args.step_tokens),
         prefix_cache: args.prefix_cache == Switch::On,
-        prefix_secret: Secret(args.prefix_secret.clone().into_bytes()),
+        prefix_secret: args.names.secret(),
         tenant_percent: args.tenant_cache_percent,
         ..WorkerConfig::default()
     }

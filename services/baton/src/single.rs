@@ -29,6 +29,7 @@ pub(crate) async fn run(args: SingleArgs) -> anyhow::Result<()> {
     let mut router = router::Config::new(ROUTER, model.path.clone(), model.name.as_str());
     (router.http, router.grpc) = (args.http, args.grpc);
     args.routing.apply(&mut router);
+    router.prefix_secret = args.engine.names.secret();
 
     let decoding =
         decode::run(worker, opener(model, args.engine), registry.clone(), runtime.for_instance("decode", WORKER));

@@ -215,6 +215,7 @@ fn children(args: &UpArgs, model: &Model, registry: &str) -> anyhow::Result<Vec<
         let mut flags =
             vec![("--http", address(args.http)), ("--grpc", address(args.grpc)), ("--admin", address(args.admin))];
         flags.extend(args.routing.flags());
+        flags.push(("--prefix-secret", args.engine.names.prefix_secret.clone()));
         specs.push(common("router", index, flags));
     }
     for (role, count, threads) in [("prefill", args.prefill, prefill), ("decode", args.decode, decode)] {
@@ -248,6 +249,6 @@ fn engine_flags(engine: &EngineArgs, threads: usize) -> Vec<(&'static str, Strin
         ("--transport", name(engine.transport.to_possible_value())),
         ("--prefix-cache", name(engine.prefix_cache.to_possible_value())),
         ("--tenant-cache-percent", engine.tenant_cache_percent.to_string()),
-        ("--prefix-secret", engine.prefix_secret.clone()),
+        ("--prefix-secret", engine.names.prefix_secret.clone()),
     ]
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use index::{ApplyError, PrefixIndex};
+use kvcache::hash::Secret;
 use registry::{Registered, View};
 use routing::{
     Ask, Explanation, Health, InFlight, NoPrefill, Observation, Rules, Work, WorkerInfo, WorkerState, WorkerTable,
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::{Failure, KvEventBatch, RequestId, Role, WorkerRef};
 
+use crate::cache_events::follow_cache;
 use crate::explain::Explanations;
 use crate::metrics::Metrics;
 use crate::prefixes::{Names, Naming};
@@ -25,8 +27,8 @@ use crate::prefixes::{Names, Naming};
 /// Workers report at most this often.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 /// Pauses between attempts to hear a worker's reports again.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(50);
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A worker whose reports broke off is avoided until they are back, checked this much after each attempt.
 const SILENCE_SLACK: Duration = Duration::from_millis(500);
 
@@ -36,6 +38,7 @@ pub(crate) struct Settings {
     /// A worker that failed is avoided for this long.
     pub(crate) suspicion: Duration,
     pub(crate) rules: Rules,
+    pub(crate) prefix_secret: Secret,
     pub(crate) index: index::Config,
 }
 
@@ -44,6 +47,7 @@ pub(crate) struct Cluster {
     origin: Instant,
     suspicion: Duration,
     rules: Rules,
+    prefix_secret: Secret,
     metrics: Metrics,
     pub(crate) explanations: Explanations,
     view: watch::Receiver<Arc<View>>,
@@ -149,6 +153,7 @@ impl Cluster {
             origin: Instant::now(),
             suspicion: settings.suspicion,
             rules: settings.rules,
+            prefix_secret: settings.prefix_secret,
             metrics,
             explanations: Explanations::default(),
             view: view.clone(),
@@ -263,12 +268,18 @@ impl Cluster {
     ///
     /// # Errors
     /// A snapshot of that worker is wanted, or its incarnation is gone.
-    #[expect(dead_code, reason = "workers do not send events yet")]
     pub(crate) fn cache_events(&self, worker: &WorkerRef, batch: &KvEventBatch) -> Result<(), ApplyError> {
         let mut state = self.lock();
         let applied = state.index.apply(worker, batch);
         self.metrics.index(&state.index.stats());
         applied.map(|_| ())
+    }
+
+    /// After which batch a worker's events are wanted on a new connection; 0: all that it holds, and then the events.
+    pub(crate) fn cache_events_after(&self, worker: &WorkerRef) -> u64 {
+        let mut state = self.lock();
+        state.index.reconnected(worker);
+        state.index.resume_after(worker).unwrap_or(0)
     }
 
     /// Learns how long something took at a worker.
@@ -333,7 +344,7 @@ impl Cluster {
             match WorkerClient::new(&info.rpc_address) {
                 Ok(client) => {
                     let gone = CancellationToken::new();
-                    let naming = Naming::of(&info);
+                    let naming = Naming::of(&info, &self.prefix_secret);
                     let peer = Peer { client: client.clone(), gone: gone.clone(), naming };
                     state.peers.insert(info.worker.clone(), peer);
                     state.index.join(&info.worker);
@@ -389,13 +400,15 @@ async fn follow_view(
     loop {
         let now = view.borrow_and_update().clone();
         for (worker, gone) in cluster.update(&now) {
-            let reports = follow_reports(cluster.clone(), worker);
+            let reports = follow_reports(cluster.clone(), worker.clone());
+            let events = follow_cache(cluster.clone(), worker);
             let shutdown = shutdown.clone();
             tracker.spawn(async move {
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = gone.cancelled() => {}
                     () = reports => {}
+                    () = events => {}
                 }
             });
         }

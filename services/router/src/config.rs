@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kvcache::hash::Secret;
 use types::WorkerId;
 
 /// Most memory for the index.
@@ -26,6 +27,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// How workers are chosen.
     pub rules: routing::Rules,
+    /// Goes into the names of blocks: that of the workers.
+    pub prefix_secret: Secret,
     /// What is remembered of the workers' caches; the seed is drawn at the start.
     pub index: index::Config,
     /// Sizes and times.
@@ -44,6 +47,7 @@ impl Config {
             grpc: any,
             admin: None,
             rules: routing::Rules::default(),
+            prefix_secret: Secret::default(),
             index: index::Config::default(),
             limits: Limits::default(),
         }

@@ -4,6 +4,7 @@
 //! the other). Not here: the choice of workers (crate `routing`), wire formats (crate `rpc`), computing.
 //! Begin with [`run`], then `request`, the stages of a request.
 
+mod cache_events;
 mod cluster;
 mod config;
 mod explain;
@@ -62,6 +63,7 @@ pub async fn run(config: Config, runtime: Runtime, registry: Arc<dyn Registry>) 
             model: config.model_name.clone(),
             suspicion: limits.suspicion,
             rules: config.rules,
+            prefix_secret: config.prefix_secret.clone(),
             index: index::Config { seed: grpc::random_request_id()?.0 as u64, ..config.index },
         },
         metrics.clone(),

@@ -127,7 +127,7 @@ impl Pipeline {
         let n_prompt = n_tokens(&request.prompt).saturating_add(placing.n_generated);
         let work = Work { n_prompt, n_new: request.stop.max_tokens.saturating_sub(placing.n_generated).max(1) };
         let (mut nothing, mut lost) = (Nothing::NoWorker(no_worker()), None);
-        let names = request.names.get_or_init(|| Names::new(self.cluster.namings(), &request.prompt));
+        let names = request.names.get_or_init(|| Names::new(self.cluster.namings(), &request.tenant, &request.prompt));
         let (pairs, explanation) = self.cluster.choose(&Wanted {
             request: request.id,
             choice: placing.choice,
