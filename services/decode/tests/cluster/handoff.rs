@@ -115,7 +115,8 @@ async fn a_lost_prefill_worker_costs_time_only() {
     let reserved = cluster.reserve(2, &ask).await.unwrap();
     let mut call = cluster.decode_call(&reserved, &ask, true);
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    call.source.as_mut().unwrap().address = gone.to_string();
+    let source = call.source.as_mut().unwrap();
+    (source.address, source.endpoints) = (gone.to_string(), types::KvEndpoints::default());
     let answer = cluster.run_decode(2, call).await.unwrap();
     assert!(answer.recomputed);
     assert_eq!(answer.tokens, alone.tokens, "position 0 comes from decode: the router may not have it");

@@ -38,7 +38,7 @@ pub(super) struct Queued(Arc<Mutex<State>>);
 enum State {
     Waiting(Batch),
     Written,
-    Revoked(Status),
+    Revoked,
 }
 
 impl Queued {
@@ -50,20 +50,21 @@ impl Queued {
         matches!(*self.state(), State::Waiting(_))
     }
 
-    /// Drops the batch if it was not written yet: the stream then ends with this status.
-    pub(super) fn revoke(&self, status: Status) {
+    /// Drops the batch if it was not written yet: its message will be empty.
+    pub(super) fn revoke(&self) {
         let mut state = self.state();
         if matches!(*state, State::Waiting(_)) {
-            *state = State::Revoked(status);
+            *state = State::Revoked;
         }
     }
 
-    fn take(&self) -> Result<Batch, Status> {
+    /// The batch, once; `None`: it was revoked.
+    fn take(&self) -> Result<Option<Batch>, Status> {
         let mut state = self.state();
         match std::mem::replace(&mut *state, State::Written) {
-            State::Waiting(batch) => Ok(batch),
+            State::Waiting(batch) => Ok(Some(batch)),
             State::Written => Err(Status::internal("a batch is written once")),
-            State::Revoked(status) => Err(status),
+            State::Revoked => Ok(None),
         }
     }
 
@@ -98,18 +99,28 @@ impl Encoder for MessageEncoder {
     type Error = Status;
 
     fn encode(&mut self, message: Message, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        match message {
-            Message::Cells(queued) => encode_cells(&queued.take()?, buffer),
-            Message::Plain(message) => {
-                message.encode(buffer).map_err(|error| Status::internal(error.to_string()))?;
-            }
-        }
-        Ok(())
+        let plain = match message {
+            Message::Cells(queued) => match queued.take()? {
+                Some(batch) => {
+                    encode_cells(&batch, buffer);
+                    return Ok(());
+                }
+                // What ends the stream, and why, follows.
+                None => Box::new(no_frames()),
+            },
+            Message::Plain(message) => message,
+        };
+        plain.encode(buffer).map_err(|error| Status::internal(error.to_string()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES)
     }
+}
+
+/// Says that the source is there, and nothing else.
+pub(super) fn no_frames() -> wire::FetchResponse {
+    wire::FetchResponse { item: Some(wire::fetch_response::Item::Frames(wire::FrameBatch::default())) }
 }
 
 /// As [`wire::FetchResponse`] with frames.

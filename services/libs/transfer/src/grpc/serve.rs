@@ -21,7 +21,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use types::{Code, Failure};
 
-use super::codec::{Message, Queued, SourceCodec};
+use super::codec::{Message, Queued, SourceCodec, no_frames};
 use crate::ask::{admit, read_note};
 use crate::cells::Batch;
 use crate::link::{Ears, Heard, Outlet, ReaderGone, TransportKind};
@@ -131,8 +131,8 @@ impl GrpcOutlet {
         self.messages.send(message).await.map_err(|_| ReaderGone)
     }
 
-    async fn plain(&self, item: Item) -> Result<(), ReaderGone> {
-        self.send(Ok(Message::Plain(Box::new(wire::FetchResponse { item: Some(item) })))).await
+    async fn plain(&self, message: wire::FetchResponse) -> Result<(), ReaderGone> {
+        self.send(Ok(Message::Plain(Box::new(message)))).await
     }
 }
 
@@ -153,16 +153,16 @@ impl Outlet for GrpcOutlet {
     }
 
     async fn beat(&mut self) -> Result<(), ReaderGone> {
-        self.plain(Item::Frames(wire::FrameBatch::default())).await
+        self.plain(no_frames()).await
     }
 
     async fn manifest(&mut self, manifest: wire::Manifest) -> Result<(), ReaderGone> {
-        self.plain(Item::Manifest(manifest)).await
+        self.plain(wire::FetchResponse { item: Some(Item::Manifest(manifest)) }).await
     }
 
     async fn refuse(&mut self, failure: &Failure) -> Result<(), ReaderGone> {
-        // What waits in front of it ends the stream with the same words.
-        self.waiting.drain(..).for_each(|queued| queued.revoke(to_status(failure)));
+        // What waits in front of it is not sent any more.
+        self.waiting.drain(..).for_each(|queued| queued.revoke());
         self.send(Err(to_status(failure))).await
     }
 }
@@ -170,9 +170,7 @@ impl Outlet for GrpcOutlet {
 impl Drop for GrpcOutlet {
     /// The fetch is over. What its reader has not taken by now, it will not get: the blocks are given back.
     fn drop(&mut self) {
-        for queued in self.waiting.drain(..) {
-            queued.revoke(Status::aborted("the reader was cut off"));
-        }
+        self.waiting.drain(..).for_each(|queued| queued.revoke());
     }
 }
 
