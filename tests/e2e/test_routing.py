@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 
 from procs import Cluster, required_env
 
@@ -9,8 +10,19 @@ FLAGS = ["--engine", "sim", "--sim-speedup", "inf", "--prefill", "2", "--decode"
 
 
 def ask(cluster, prompt, **more):
-    body = dict(model=cluster.model, prompt=prompt, max_tokens=4, return_token_ids=True, **more)
+    body = dict(model=cluster.model, prompt=prompt, max_tokens=4, temperature=0, return_token_ids=True, **more)
     return cluster.post("/v1/completions", body)
+
+
+class Told(Cluster):
+    def router_hears(self, n_blocks):
+        line = f'baton_router_index_blocks{{source="events"}} {n_blocks}\n'
+        deadline = time.monotonic() + 10
+        while line not in self.admin.text("/metrics"):
+            assert time.monotonic() < deadline, self.admin.text("/metrics")
+            time.sleep(0.05)
+        # The metric counts distinct blocks: the pair's other worker tells of the same ones.
+        time.sleep(0.3)
 
 
 def explain(cluster, request, *flags):
@@ -19,7 +31,7 @@ def explain(cluster, request, *flags):
 
 
 def test_a_conversation_stays_where_its_beginning_is(model):
-    with Cluster("up", "--model", model, *FLAGS) as c:
+    with Told("up", "--model", model, *FLAGS) as c:
         for conversation in range(4):
             pairs = set()
             for turn in range(3):
@@ -34,6 +46,8 @@ def test_a_conversation_stays_where_its_beginning_is(model):
                 assert (best["cached_tokens"] > 0) == (turn > 0)
                 assert {p["worker"].split("@")[0] for p in placement["prefills"]} == {"prefill-0", "prefill-1"}
                 pairs.add((placement["decode"], placement["prefill"]["worker"]))
+                # What the workers tell of their caches comes behind the answer: four blocks, and two more each turn.
+                c.router_hears(8 * conversation + 4 + 2 * turn)
             assert len(pairs) == 1, pairs
         table = explain(c, answer["id"])
         for word in ["policy cost", "decode-0", "decode-1", "prefill-0", "prefill-1", "queue", "transfer"]:
