@@ -129,6 +129,7 @@ fn pairs<R: Record>(half: usize) -> Range<usize> {
 
 /// Exact sums of one block, or of half of it, of `N` rows for sixteen outputs; inputs in 8 bits.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "indices stand in several arrays")]
 fn coarse_sums<L: Lanes, R: Record, const N: usize>(
     l: L,
     record: &R,
@@ -155,8 +156,8 @@ fn coarse_sums<L: Lanes, R: Record, const N: usize>(
         }
         return out;
     }
-    for (r, out) in out.iter_mut().enumerate() {
-        *out = l.splat_i32(offset::<R>(block, first_row + r, half));
+    for r in 0..N {
+        out[r] = l.splat_i32(offset::<R>(block, first_row + r, half));
     }
     for pair in pairs::<R>(half) {
         for (i, codes) in record.codes(l, pair).into_iter().enumerate() {
@@ -170,6 +171,7 @@ fn coarse_sums<L: Lanes, R: Record, const N: usize>(
 
 /// As [`coarse_sums`]; inputs in 16 bits.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "indices stand in several arrays")]
 fn fine_sums<L: Lanes, R: Record, const N: usize>(
     l: L,
     record: &R,
@@ -180,8 +182,8 @@ fn fine_sums<L: Lanes, R: Record, const N: usize>(
 ) -> [L::I; N] {
     let words = &wide[first_row..][..N];
     let mut out = [l.splat_i32(0); N];
-    for (r, out) in out.iter_mut().enumerate() {
-        *out = l.splat_i32(offset::<R>(block, first_row + r, half));
+    for r in 0..N {
+        out[r] = l.splat_i32(offset::<R>(block, first_row + r, half));
     }
     for pair in pairs::<R>(half) {
         for (i, codes) in record.codes(l, pair).into_iter().enumerate() {
